@@ -1,0 +1,52 @@
+"""The configuration: Detectron2's keys, what the methods share, and each method's own keys.
+
+Every method adds its keys under a node of its own, so that all of them live in one ``CfgNode``.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from convmask import projects
+
+
+def add_convmask_config(cfg: CfgNode) -> None:
+    """Adds the keys that all methods share, in place."""
+    # Take every class count of the method from DATASETS.TRAIN (convmask.data.class_counts). A count that the config sets to
+    # something else is then an error.
+    cfg.MODEL.NUM_CLASSES_FROM_DATASET = True
+
+    # A random crop (INPUT.CROP) is drawn so that at least one instance stays in it, where the image has any.
+    cfg.INPUT.CROP.REQUIRE_INSTANCE = False
+    # A random crop is drawn anew (10 times at most) while one semantic class fills more than this share of it. 1.0: never.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # SSD's colour augmentation: brightness, contrast, saturation, hue.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Scale jitter replaces the resizing by INPUT.MIN_SIZE_TRAIN: the image is fitted into TARGET_SIZE times a scale drawn from
+    # [MIN_SCALE, MAX_SCALE], then cropped, or padded, to CROP_SIZE. (0.1, 2.0) is "large-scale jitter".
+    cfg.INPUT.SCALE_JITTER = CfgNode()
+    cfg.INPUT.SCALE_JITTER.ENABLED = False
+    cfg.INPUT.SCALE_JITTER.MIN_SCALE = 0.1
+    cfg.INPUT.SCALE_JITTER.MAX_SCALE = 2.0
+    # (height, width) in pixels
+    cfg.INPUT.SCALE_JITTER.TARGET_SIZE = (1024, 1024)
+    # (height, width) in pixels
+    cfg.INPUT.SCALE_JITTER.CROP_SIZE = (1024, 1024)
+
+    # COCO AP counts at most this many detections of an image. TEST.DETECTIONS_PER_IMAGE limits what the model returns.
+    cfg.TEST.AP_MAX_DETECTIONS = 100
+    # Panoptic evaluation also writes COCO's panoptic PNG files and json, ready for submission, into the output folder.
+    cfg.TEST.DUMP_PANOPTIC = False
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's default configuration with ConvMask's keys and those of every method that is present.
+
+    Importing the methods registers their parts with Detectron2 as well.
+    """
+    cfg = get_detectron2_cfg()
+    add_convmask_config(cfg)
+    for name in projects.available():
+        getattr(projects.load(name), f"add_{name}_config")(cfg)
+    return cfg

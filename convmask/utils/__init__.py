@@ -1,0 +1,1 @@
+"""Small things that do not belong to one part of the library."""
