@@ -34,6 +34,9 @@ def add_convmask_config(cfg: CfgNode) -> None:
     # (height, width) in pixels
     cfg.INPUT.SCALE_JITTER.CROP_SIZE = (1024, 1024)
 
+    # "SGD" (Detectron2's) or "ADAMW"
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
     # COCO AP counts at most this many detections of an image. TEST.DETECTIONS_PER_IMAGE limits what the model returns.
     cfg.TEST.AP_MAX_DETECTIONS = 100
     # Panoptic evaluation also writes COCO's panoptic PNG files and json, ready for submission, into the output folder.
