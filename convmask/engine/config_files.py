@@ -1,0 +1,73 @@
+"""Reading a config by path or by name, and merging the command line into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from detectron2 import model_zoo
+from detectron2.config import CfgNode
+
+from convmask.config import get_cfg
+from convmask.engine.errors import ConfigError
+
+_CLONE = Path(__file__).resolve().parents[2]
+
+
+def find_config(name: str) -> str:
+    """The path of a config.
+
+    Args:
+        name: a file, a path below this repository or its ``configs`` folder (``"quick/panoptic_fpn_synthetic.yaml"``),
+            or a name of Detectron2's model zoo (``"COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"``).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for path in (Path(name).expanduser(), _CLONE / name, _CLONE / "configs" / name):
+        if path.is_file():
+            return str(path)
+    try:
+        return str(model_zoo.get_config_file(name))
+    except RuntimeError:
+        raise ConfigError(
+            f"no config file {name!r}: it is neither a file nor a name of Detectron2's model zoo"
+        ) from None
+
+
+def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Reads a config and merges ``opts`` into it.
+
+    Tags in the yaml that would execute code are refused.
+
+    Args:
+        config_file: see :func:`find_config`; empty for the defaults.
+        opts: ``KEY VALUE KEY VALUE ...``
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        ConfigError: no such file, not yaml, an unknown key, or a value of another type.
+    """
+    cfg = get_cfg()
+    if config_file:
+        path = find_config(config_file)
+        try:
+            cfg.merge_from_file(path, allow_unsafe=False)
+        except (yaml.YAMLError, KeyError, ValueError, AssertionError, AttributeError) as error:
+            raise ConfigError(f"config file {path}: {_text(error)}") from error
+    if len(opts) % 2:
+        raise ConfigError(f"options come in pairs, KEY VALUE, but there are {len(opts)}: {' '.join(opts)}")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, ValueError, AssertionError, AttributeError) as error:
+            raise ConfigError(f"option {key} {value}: {_text(error)}") from error
+    return cfg
+
+
+def _text(error: Exception) -> str:
+    # str() of a KeyError puts quotes around the message.
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())

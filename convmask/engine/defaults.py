@@ -1,0 +1,91 @@
+"""What every command does before it starts: read the config, choose the device, set class counts, set up logging."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from convmask.engine.config_files import load_config
+from convmask.engine.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's command line, and ``--debug`` for tracebacks of errors that are otherwise said in one line."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    return parser
+
+
+def choose_device(cfg: CfgNode) -> None:
+    """Lets ``MODEL.DEVICE`` fall back to the CPU, in place, where there is no CUDA device, and says so in the log.
+
+    Raises:
+        ConfigError: mixed precision is asked for on the CPU.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no CUDA device here: MODEL.DEVICE %s -> cpu", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ConfigError(f"SOLVER.AMP.ENABLED needs a CUDA device; MODEL.DEVICE is {cfg.MODEL.DEVICE}")
+
+
+def check_dataset_names(cfg: CfgNode) -> None:
+    """Makes sure that the data sets of the config are registered.
+
+    Raises:
+        ConfigError: one is not; the message names the most similar ones.
+    """
+    known = DatasetCatalog.list()
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in known:
+                similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+                raise ConfigError(f"DATASETS.{key}: no data set named {name!r} is registered{hint}")
+
+
+def prepare(cfg: CfgNode) -> None:
+    """Completes a config in place: the device, and the class counts that follow from the data set.
+
+    Raises:
+        ConfigError: see :func:`choose_device` and :func:`check_dataset_names`.
+        DatasetError: class counts that contradict the data set.
+    """
+    import convmask.data  # noqa: F401  registers the built-in data sets
+    from convmask.data.class_counts import set_class_counts
+
+    choose_device(cfg)
+    check_dataset_names(cfg)
+    if cfg.MODEL.NUM_CLASSES_FROM_DATASET and (cfg.DATASETS.TRAIN or cfg.DATASETS.TEST):
+        set_class_counts(cfg)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Makes the config of a command and sets up logging, seeds and the output folder as Detectron2 does.
+
+    Args:
+        args: of :func:`argument_parser`.
+
+    Returns:
+        The complete config, frozen.
+
+    Raises:
+        ConfigError, DatasetError: see :func:`prepare` and :func:`~convmask.engine.config_files.load_config`.
+    """
+    cfg = load_config(args.config_file, args.opts or [])
+    args.config_file = ""  # Detectron2 would log the file without its bases; the full config follows anyway
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="convmask")
+    prepare(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg

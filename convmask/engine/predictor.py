@@ -1,0 +1,41 @@
+"""One image in, one prediction out."""
+
+from __future__ import annotations
+
+import detectron2.data.transforms as T
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from convmask.checkpoint import Checkpointer
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's predictor, loading weights as ``--eval-only`` does.
+
+    Called with a BGR image of shape (H, W, 3) and type uint8, whatever ``INPUT.FORMAT`` is, it returns the model's
+    output for it: ``instances``, ``sem_seg``, ``panoptic_seg`` at the size of the image, as far as the model has them.
+
+    Attributes:
+        metadata: of the first data set in ``DATASETS.TEST``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Builds the model and loads ``MODEL.WEIGHTS``.
+
+        Args:
+            cfg: complete, see :func:`convmask.engine.prepare`.
+
+        Raises:
+            CheckpointError: the weights are unreadable, or of another model.
+        """
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        name = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unknown_classes__"
+        self.metadata = MetadataCatalog.get(name)
+        Checkpointer(self.model, policy="strict").load(cfg.MODEL.WEIGHTS)
+        shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
+        self.aug = T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT

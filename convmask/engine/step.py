@@ -1,0 +1,128 @@
+"""One training step: data, losses, the check that they are finite, gradients, update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+
+def non_finite_message(losses: Mapping[str, Tensor], batch: Iterable[Mapping[str, Any]], iteration: int) -> str:
+    """Says which losses are NaN or infinite, when, and on which images; empty if all losses are finite.
+
+    Args:
+        losses: scalar tensors by name.
+        batch: dataset dicts as the mapper returns them; ``file_name`` is quoted.
+        iteration: counted from 0.
+    """
+    bad = {name: float(loss.detach()) for name, loss in losses.items() if not bool(torch.isfinite(loss.detach()))}
+    if not bad:
+        return ""
+    terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
+    files = ", ".join(str(item.get("file_name", "<no file_name>")) for item in batch)
+    return (
+        f"training stopped at iteration {iteration}: {terms}; images of this batch: {files}. "
+        "Try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS"
+    )
+
+
+def check_finite(losses: Mapping[str, Tensor], batch: Iterable[Mapping[str, Any]], iteration: int) -> None:
+    """Stops all processes if a loss of any of them is NaN or infinite.
+
+    Raises:
+        FloatingPointError: with the iteration, the loss terms and the image files of every process concerned. Each
+            process raises the same message, so that none is left waiting for the others.
+    """
+    total = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).sum()
+    if comm.get_world_size() > 1:
+        # The sum over all processes is non-finite if any term is: one small reduction a step.
+        torch.distributed.all_reduce(total)
+    if bool(torch.isfinite(total)):
+        return
+    messages = [message for message in comm.all_gather(non_finite_message(losses, batch, iteration)) if message]
+    # Finite terms may overflow in the sum only.
+    if messages:
+        raise FloatingPointError("; ".join(messages))
+
+
+class TrainStep(SimpleTrainer):
+    """Detectron2's inner trainer, on any device, which checks the losses before they reach the weights.
+
+    The order of the losses' dict is kept; ``data_time`` is the time in seconds that the step waited for its batch.
+    """
+
+    def __init__(
+        self, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer, amp: bool = False
+    ) -> None:
+        """Makes a step.
+
+        Args:
+            model: returns a dict of scalar losses for a list of dataset dicts.
+            data_loader: endless; yields lists of dataset dicts.
+            optimizer: of the model's parameters.
+            amp: float16 with a gradient scaler, on CUDA.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.grad_scaler: torch.amp.GradScaler | None = torch.amp.GradScaler("cuda") if amp else None
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.grad_scaler is None else torch.autocast("cuda", dtype=torch.float16)
+
+    def run_step(self) -> None:
+        """Runs one step and records its losses and the time spent waiting for data."""
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        with self._autocast():
+            losses = self.model(batch)
+        if isinstance(losses, Tensor):
+            losses = {"total_loss": losses}
+        check_finite(losses, batch, self.iter)
+
+        total = sum(losses.values())
+        self.optimizer.zero_grad()
+        if self.grad_scaler is None:
+            total.backward()
+            self.optimizer.step()
+        else:
+            self.grad_scaler.scale(total).backward()
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        self._record(losses, data_time)
+
+    def _record(self, losses: Mapping[str, Tensor], data_time: float) -> None:
+        """Puts the mean of the losses, and the longest wait, over all processes into the event storage."""
+        values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).tolist()
+        gathered = comm.gather(([*losses], values, data_time))
+        if not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("data_time", max(wait for _, _, wait in gathered))
+        means = {
+            name: sum(dict(zip(names, row, strict=True)).get(name, 0.0) for names, row, _ in gathered) / len(gathered)
+            for name in losses
+        }
+        storage.put_scalar("total_loss", sum(means.values()))
+        if len(means) > 1:
+            storage.put_scalars(**means)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside model, optimizer and scheduler: the iteration and the gradient scaler."""
+        state = super().state_dict()
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` holds."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler is not None and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
