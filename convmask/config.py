@@ -21,6 +21,10 @@ def add_convmask_config(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.REQUIRE_INSTANCE = False
     # A random crop is drawn anew (10 times at most) while one semantic class fills more than this share of it. 1.0: never.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Labels of the semantic map. "separated": 0 is "things", stuff 1..S. "all": things 0..T-1, stuff T..T+S-1. 255: ignored.
+    cfg.INPUT.SEMANTIC_LAYOUT = "separated"
+    # What the mapper gives to training: "instances", "sem_seg", or both.
+    cfg.INPUT.TARGETS = ("instances", "sem_seg")
     # SSD's colour augmentation: brightness, contrast, saturation, hue.
     cfg.INPUT.COLOR_AUG_SSD = False
     # Scale jitter replaces the resizing by INPUT.MIN_SIZE_TRAIN: the image is fitted into TARGET_SIZE times a scale drawn from
