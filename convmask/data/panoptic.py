@@ -36,8 +36,8 @@ def register_panoptic(
 ) -> None:
     """Registers a panoptic dataset in COCO's format with Detectron2's catalogs.
 
-    Class names, contiguous ids, boxes, masks and the semantic map all follow from the json and its PNG files. Nothing is
-    written to disk, and nothing is read before the first use.
+    Class names, contiguous ids, boxes, masks and the semantic map all follow from the json and its PNG files. Nothing
+    is written to disk, and nothing is read before the first use.
 
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
