@@ -1,14 +1,23 @@
-"""Installs ConvMask. What is not in pyproject.toml: the methods' folders outside the package."""
+"""Installs ConvMask. Not in pyproject.toml: the methods' folders outside the package, and the compiled operators."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))  # a PEP 517 build does not put the project's folder on the path
+
+from build_extension import extension_arguments  # noqa: E402
+
 PROJECTS = {
     f"convmask.projects.{p.parent.name}": str(p.parent.relative_to(ROOT)) for p in ROOT.glob("projects/*/*/__init__.py")
 }
 
-setup(packages=find_packages(include=["convmask", "convmask.*"]) + list(PROJECTS), package_dir=PROJECTS)
+setup(
+    packages=find_packages(include=["convmask", "convmask.*"]) + list(PROJECTS),
+    package_dir=PROJECTS,
+    **extension_arguments(),
+)

@@ -1,0 +1,13 @@
+"""ConvMask's operators: ``torch.ops.convmask.*`` and a typed, documented function for each.
+
+Compiled kernels are optional. Without them the plain PyTorch references run; ``extension_status`` says why.
+"""
+
+from __future__ import annotations
+
+from convmask.ops._extension import extension_status, load_extension
+from convmask.ops.panoptic_merge import panoptic_merge, panoptic_merge_reference
+
+load_extension()  # after the schemas above: a kernel that does not fit its schema is found here
+
+__all__ = ["extension_status", "panoptic_merge", "panoptic_merge_reference"]
