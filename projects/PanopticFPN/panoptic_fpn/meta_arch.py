@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from convmask.inference import panoptic_segmentation
 
 from .checks import check_config
+from .classes import stuff_labels
 from .grouped_fpn import group_output_convs, half_shapes, split_features
 from .heads import PanopticFPNSemSegHead
 from .losses import scaled, with_zero_gradients
@@ -52,7 +53,7 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
         combine_overlap_threshold: float = 0.5,
         combine_stuff_area_limit: int = 4096,
         combine_score_threshold: float = 0.5,
-        num_thing_labels: int = 1,
+        stuff_labels: Sequence[int] | None = None,
         **detector: Any,
     ) -> None:
         """Takes the parts.
@@ -65,10 +66,10 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
             grouped_fpn: the first half of the FPN's channels feeds the instance branch, the second half the semantic
                 one.
             combine: results have ``panoptic_seg``.
-            combine_overlap_threshold: see :func:`panoptic_segmentation`, as are the next two and ``num_thing_labels``.
+            combine_overlap_threshold: see :func:`panoptic_segmentation`, as are the next two and ``stuff_labels``.
             combine_stuff_area_limit: in pixels of the output.
             combine_score_threshold: of instances.
-            num_thing_labels: how many of the first semantic labels are things.
+            stuff_labels: None where label 0 is "things" and the others are stuff.
             detector: arguments of :class:`GeneralizedRCNN`; ``roi_heads`` None for Semantic FPN alone.
         """
         super().__init__(**detector)
@@ -82,7 +83,7 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
             "overlap_threshold": combine_overlap_threshold,
             "stuff_area_limit": combine_stuff_area_limit,
             "score_threshold": combine_score_threshold,
-            "num_thing_labels": num_thing_labels,
+            "stuff_labels": stuff_labels,
         }
 
     @classmethod
@@ -117,7 +118,7 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
             "combine_overlap_threshold": node.COMBINE.OVERLAP_THRESH,
             "combine_stuff_area_limit": node.COMBINE.STUFF_AREA_LIMIT,
             "combine_score_threshold": node.COMBINE.INSTANCES_CONFIDENCE_THRESH,
-            "num_thing_labels": cfg.MODEL.ROI_HEADS.NUM_CLASSES if cfg.INPUT.SEMANTIC_LAYOUT == "all" else 1,
+            "stuff_labels": stuff_labels(cfg) if node.TASK == "panoptic" else None,
         }
 
     def trained_tasks(self) -> tuple[str, ...]:
