@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from convmask.utils.requirements import check_detectron2
+from convmask.utils.requirements import check_detectron2, reporting_the_environment
 
 __version__ = "0.1.0"
 
-check_detectron2()
+if not reporting_the_environment():
+    check_detectron2()
 
 
 def register_all() -> list[str]:

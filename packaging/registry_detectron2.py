@@ -1,37 +1,20 @@
 """What turns the registry's Detectron2 0.5 source archive into a wheel that runs on today's packages.
 
-The archive holds the official v0.5 Python sources without the compiled operators. Each :class:`Substitution` below is one
-reason why those sources do not run as they are. Every substitution must match exactly as often as it says, so that another
+The archive holds the official v0.5 Python sources without the compiled operators. Each substitution below is one
+reason why those sources do not run as they are. Every one must match exactly as often as it says, so that another
 archive, or a forgotten change, fails the build instead of producing something that nobody has looked at.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
+
+import substitution
+from substitution import Substitution
+from substitution import literal as _literal
 
 REQUIREMENT = "detectron2-cdo==0.5"
 SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-
-
-@dataclass(frozen=True)
-class Substitution:
-    """Replaces ``pattern`` (a regular expression) in ``file``; it must match exactly ``count`` times."""
-
-    why: str
-    file: str
-    pattern: str
-    replacement: str
-    count: int = 1
-
-
-class PatchError(RuntimeError):
-    """A substitution did not match the archive as often as it must."""
-
-
-def _literal(why: str, file: str, old: str, new: str, count: int = 1) -> Substitution:
-    return Substitution(why, file, re.escape(old), new.replace("\\", r"\\"), count)
 
 
 def _numpy_aliases() -> list[Substitution]:
@@ -151,22 +134,17 @@ def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(
-        f"detectron2._C.{name}: this Detectron2 was installed without compiled operators. Use torchvision's operator of the "
-        "same purpose, or install Detectron2 from its GitHub source."
+        f"detectron2._C.{name}: this Detectron2 was installed without compiled operators. Use torchvision's operator "
+        "of the same purpose, or install Detectron2 from its GitHub source."
     )
 '''
 
 
 def apply(source: Path) -> None:
-    """Applies every substitution to the unpacked archive at ``source``.
+    """Makes the unpacked archive at ``source`` ready to be built.
 
     Raises:
-        PatchError: one does not match as often as it must. Nothing is built from a tree for which this was raised.
+        PatchError: a substitution does not match as often as it must. Discard the tree then.
     """
-    for sub in SUBSTITUTIONS:
-        path = source / sub.file
-        text, found = re.subn(sub.pattern, sub.replacement, path.read_text(encoding="utf-8"))
-        if found != sub.count:
-            raise PatchError(f"{sub.file}: {sub.pattern!r} matched {found} times instead of {sub.count} ({sub.why})")
-        path.write_text(text, encoding="utf-8")
+    substitution.apply(SUBSTITUTIONS, source)
     (source / "detectron2" / "_C.py").write_text(OPERATOR_STUB, encoding="utf-8")
