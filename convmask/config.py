@@ -13,22 +13,24 @@ from convmask import projects
 
 def add_convmask_config(cfg: CfgNode) -> None:
     """Adds the keys that all methods share, in place."""
-    # Take every class count of the method from DATASETS.TRAIN (convmask.data.class_counts). A count that the config sets to
-    # something else is then an error.
+    # Take every class count of the method from DATASETS.TRAIN (convmask.data.class_counts). A count that the config
+    # sets to something else is then an error.
     cfg.MODEL.NUM_CLASSES_FROM_DATASET = True
 
     # A random crop (INPUT.CROP) is drawn so that at least one instance stays in it, where the image has any.
     cfg.INPUT.CROP.REQUIRE_INSTANCE = False
-    # A random crop is drawn anew (10 times at most) while one semantic class fills more than this share of it. 1.0: never.
+    # A random crop is drawn anew (10 times at most) while one semantic class fills more than this share of it.
+    # 1.0: never.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Labels of the semantic map. "separated": 0 is "things", stuff 1..S. "all": things 0..T-1, stuff T..T+S-1. 255: ignored.
+    # Labels of the semantic map of a panoptic dataset; 255 is ignored. "separated": 0 is "things", stuff 1 to S. "all":
+    # one label for each category, things 0 to T-1 and stuff T to T+S-1, unless the dataset has an order of its own.
     cfg.INPUT.SEMANTIC_LAYOUT = "separated"
     # What the mapper gives to training: "instances", "sem_seg", or both.
     cfg.INPUT.TARGETS = ("instances", "sem_seg")
     # SSD's colour augmentation: brightness, contrast, saturation, hue.
     cfg.INPUT.COLOR_AUG_SSD = False
-    # Scale jitter replaces the resizing by INPUT.MIN_SIZE_TRAIN: the image is fitted into TARGET_SIZE times a scale drawn from
-    # [MIN_SCALE, MAX_SCALE], then cropped, or padded, to CROP_SIZE. (0.1, 2.0) is "large-scale jitter".
+    # Scale jitter replaces the resizing by INPUT.MIN_SIZE_TRAIN: the image is fitted into TARGET_SIZE times a scale
+    # drawn from [MIN_SCALE, MAX_SCALE], then cropped, or padded, to CROP_SIZE. (0.1, 2.0) is "large-scale jitter".
     cfg.INPUT.SCALE_JITTER = CfgNode()
     cfg.INPUT.SCALE_JITTER.ENABLED = False
     cfg.INPUT.SCALE_JITTER.MIN_SCALE = 0.1
@@ -37,6 +39,9 @@ def add_convmask_config(cfg: CfgNode) -> None:
     cfg.INPUT.SCALE_JITTER.TARGET_SIZE = (1024, 1024)
     # (height, width) in pixels
     cfg.INPUT.SCALE_JITTER.CROP_SIZE = (1024, 1024)
+    # Also turn by a random multiple of 90 degrees, for images without an upright direction (microscopy, aerial views).
+    # With RANDOM_FLIP "horizontal", all eight symmetries of a square are as likely.
+    cfg.INPUT.ROTATE_90 = False
 
     # "SGD" (Detectron2's) or "ADAMW"
     cfg.SOLVER.OPTIMIZER = "SGD"
