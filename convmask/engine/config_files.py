@@ -58,14 +58,23 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             cfg.merge_from_file(path, allow_unsafe=False)
         except (yaml.YAMLError, KeyError, ValueError, AssertionError, AttributeError) as error:
             raise ConfigError(f"config file {path}: {_text(error)}") from error
+    merge_options(cfg, opts)
+    return cfg
+
+
+def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Merges ``KEY VALUE KEY VALUE ...`` into ``cfg``, in place.
+
+    Raises:
+        ConfigError: an odd number of words, an unknown key, or a value of another type.
+    """
     if len(opts) % 2:
-        raise ConfigError(f"options come in pairs, KEY VALUE, but there are {len(opts)}: {' '.join(opts)}")
+        raise ConfigError(f"options come in pairs, KEY VALUE, but there are {len(opts)} words: {' '.join(opts)}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
         except (KeyError, ValueError, AssertionError, AttributeError) as error:
             raise ConfigError(f"option {key} {value}: {_text(error)}") from error
-    return cfg
 
 
 def _text(error: Exception) -> str:

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
 from torch import nn
+from torch.utils.data import DataLoader
 
 from convmask.checkpoint import Checkpointer
 from convmask.data.loader import build_test_loader, build_train_loader
@@ -71,7 +72,7 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
         """See :func:`convmask.data.loader.build_test_loader`."""
         return build_test_loader(cfg, dataset_name)
 
@@ -92,18 +93,6 @@ class Trainer(DefaultTrainer):
         """Detectron2's: metric lines in the log, ``metrics.json``, TensorBoard files, all in ``OUTPUT_DIR``."""
         PathManager.mkdirs(self.cfg.OUTPUT_DIR)
         return super().build_writers()
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Continues the training in ``OUTPUT_DIR`` if there is one and ``resume`` is set, else loads ``MODEL.WEIGHTS``.
-
-        To continue, a checkpoint must fit exactly. Weights to start from may differ: what fits is taken.
-
-        Raises:
-            CheckpointError: the file cannot be read, or does not fit as it has to.
-        """
-        resume = resume and self.checkpointer.has_checkpoint()
-        self.checkpointer.policy = "strict" if resume else "finetune"
-        super().resume_or_load(resume)
 
     def state_dict(self) -> dict[str, Any]:
         """The iteration, the state of the hooks and, which Detectron2 0.5 leaves out, of the optimizer."""
