@@ -13,6 +13,9 @@ from convmask import projects
 
 def add_convmask_config(cfg: CfgNode) -> None:
     """Adds the keys that all methods share, in place."""
+    # Check the annotations of all datasets, and that their files exist, before training (convmask.data.validation).
+    cfg.DATASETS.VALIDATE = True
+
     # Take every class count of the method from DATASETS.TRAIN (convmask.data.class_counts). A count that the config
     # sets to something else is then an error.
     cfg.MODEL.NUM_CLASSES_FROM_DATASET = True

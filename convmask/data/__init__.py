@@ -2,10 +2,5 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-
 from convmask.data import builtin as builtin
-
-if importlib.util.find_spec("convmask.data.synthetic"):
-    importlib.import_module("convmask.data.synthetic")
+from convmask.data import synthetic as synthetic

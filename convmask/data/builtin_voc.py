@@ -13,13 +13,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 from scipy.io import loadmat
 from scipy.ndimage import find_objects
 
 from convmask.data import metadata as lazy
 from convmask.data.builtin_classes import VOC_CLASSES
 from convmask.data.errors import DatasetError
+from convmask.data.images import read_semantic_map
 from convmask.data.instance import thing_categories
 from convmask.data.json_files import missing
 
@@ -151,12 +151,8 @@ def read_voc_instances(root: str, name: str) -> _Instances:
 def _read_palette(path: str) -> np.ndarray:
     if not PathManager.isfile(path):
         raise missing(path)
-    try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            values = np.asarray(image)
-    except Exception as error:  # Pillow raises many kinds for broken files.
-        raise DatasetError(f"{path}: is no readable image ({error})") from error
-    if values.ndim != 2 or values.dtype != np.uint8:
+    values = read_semantic_map(path)
+    if values.max(initial=0) > _VOID:
         raise DatasetError(f"{path}: is not an 8-bit palette image")
     return values
 

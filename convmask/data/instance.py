@@ -17,7 +17,7 @@ from convmask.data.errors import DatasetError
 from convmask.data.json_files import read_json
 from convmask.data.rle import checked_polygons, checked_rle
 
-LISTS = ("categories", "images", "annotations")
+LISTS = ("categories", "images")
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def register_instances(
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         image_root: folder of the pictures.
-        json_file: COCO json with ``categories``, ``images`` and ``annotations``.
+        json_file: COCO json with ``categories``, ``images`` and, unless it is for testing only, ``annotations``.
         categories: known in advance; then the metadata is there without the json. By default the json's own.
         metadata: further values for ``MetadataCatalog``.
 
@@ -91,7 +91,7 @@ def load_instances(image_root: str, json_file: str) -> list[dict[str, Any]]:
     content = read_json(json_file, LISTS)
     thing_ids = _read_categories(json_file, content).thing_ids
     stuff_ids = {category["id"] for category in content["categories"]} - thing_ids.keys()
-    by_image = _group_by_image(json_file, content["annotations"])
+    by_image = _group_by_image(json_file, content.get("annotations") or ())
     records, skipped = [], 0
     for image in _sorted_images(json_file, content["images"]):
         record, without_mask = _record(

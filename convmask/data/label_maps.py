@@ -17,6 +17,7 @@ from iopath.common.file_io import PathHandler
 from PIL import Image
 
 from convmask.data.errors import DatasetError
+from convmask.data.images import read_semantic_map
 from convmask.data.json_files import missing
 
 PREFIX = "label-map://"
@@ -59,19 +60,9 @@ class LabelMapHandler(PathHandler):
         source, table = _source(path)
         if not PathManager.isfile(source):
             raise missing(source)
-        try:
-            with PathManager.open(source, "rb") as file, Image.open(file) as image:
-                values = np.asarray(image)
-        except Exception as error:  # Pillow raises many kinds for broken files.
-            raise DatasetError(f"{source}: is no readable image ({error})") from error
-        if (
-            values.ndim != 2
-            or values.dtype.kind not in "iub"
-            or (values.size and not 0 <= values.min() <= values.max() < 65536)
-        ):
-            raise DatasetError(f"{source}: is not a single-channel label image with values from 0 to 65535")
+        values = read_semantic_map(source)
         encoded = io.BytesIO()
-        Image.fromarray(table[values.astype(np.uint16)]).save(encoded, "PNG", compress_level=1)
+        Image.fromarray(table[values]).save(encoded, "PNG", compress_level=1)
         encoded.seek(0)
         return encoded
 
