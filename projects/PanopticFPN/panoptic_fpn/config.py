@@ -18,7 +18,8 @@ def add_panoptic_fpn_config(cfg: CfgNode) -> None:
     # ones the semantic branch.
     node.TRAINING = "combined"
     # The paper's lambda_i: multiplies every loss of the instance branch, RPN and all Cascade stages included.
-    # INSTANCE_LOSS_WEIGHT, Detectron2's key, leaves the RPN out.
+    # INSTANCE_LOSS_WEIGHT, Detectron2's key, scales the losses of box regression and masks alone, here with Cascade
+    # heads too.
     node.INSTANCE_TASK_WEIGHT = 1.0
     # How the semantic branch joins the pyramid levels: "sum" or "concat".
     node.AGGREGATION = "sum"

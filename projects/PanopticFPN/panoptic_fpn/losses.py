@@ -21,9 +21,13 @@ def semantic_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, ignore_v
     return total / (targets != ignore_value).sum().clamp(min=1)
 
 
-def scaled(losses: dict[str, torch.Tensor], weight: float) -> dict[str, torch.Tensor]:
-    """The same losses, each times ``weight``."""
-    return losses if weight == 1.0 else {name: loss * weight for name, loss in losses.items()}
+def scaled(
+    losses: dict[str, torch.Tensor], weight: float, prefixes: tuple[str, ...] = ("",)
+) -> dict[str, torch.Tensor]:
+    """The same losses, those whose name begins with one of ``prefixes`` times ``weight``."""
+    if weight == 1.0:
+        return losses
+    return {name: loss * weight if name.startswith(prefixes) else loss for name, loss in losses.items()}
 
 
 def with_zero_gradients(losses: dict[str, torch.Tensor], modules: Iterable[nn.Module]) -> dict[str, torch.Tensor]:

@@ -47,7 +47,7 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
         sem_seg_head: nn.Module | None,
         training: str = "combined",
         instance_task_weight: float = 1.0,
-        roi_heads_weight: float = 1.0,
+        box_mask_weight: float = 1.0,
         grouped_fpn: bool = False,
         combine: bool = True,
         combine_overlap_threshold: float = 0.5,
@@ -62,7 +62,7 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
             sem_seg_head: with Detectron2's interface; None for instances only.
             training: "combined" or "alternating": see :meth:`trained_tasks`.
             instance_task_weight: factor of every loss of the instance branch.
-            roi_heads_weight: one more factor of the losses of the RoI heads.
+            box_mask_weight: one more factor of the losses of box regression and masks.
             grouped_fpn: the first half of the FPN's channels feeds the instance branch, the second half the semantic
                 one.
             combine: results have ``panoptic_seg``.
@@ -76,7 +76,7 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
         self.sem_seg_head = sem_seg_head
         self.alternating = training == "alternating"
         self.instance_task_weight = instance_task_weight
-        self.roi_heads_weight = roi_heads_weight
+        self.box_mask_weight = box_mask_weight
         self.grouped_fpn = grouped_fpn
         self.combine = combine and sem_seg_head is not None and self.roi_heads is not None
         self.combine_options: dict[str, Any] = {
@@ -112,7 +112,7 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
             "vis_period": cfg.VIS_PERIOD,
             "training": node.TRAINING,
             "instance_task_weight": node.INSTANCE_TASK_WEIGHT,
-            "roi_heads_weight": node.INSTANCE_LOSS_WEIGHT,
+            "box_mask_weight": node.INSTANCE_LOSS_WEIGHT,
             "grouped_fpn": node.GROUPED_FPN,
             "combine": node.COMBINE.ENABLED,
             "combine_overlap_threshold": node.COMBINE.OVERLAP_THRESH,
@@ -204,7 +204,8 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
         _, roi_losses = self.roi_heads(images, features, proposals, targets)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
-        return scaled({**losses, **scaled(roi_losses, self.roi_heads_weight)}, self.instance_task_weight)
+        roi_losses = scaled(roi_losses, self.box_mask_weight, ("loss_box_reg", "loss_mask"))
+        return scaled({**losses, **roi_losses}, self.instance_task_weight)
 
     def _detect(
         self, images: ImageList, features: Features, batched_inputs: list[dict[str, Any]]

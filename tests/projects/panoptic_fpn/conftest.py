@@ -37,6 +37,7 @@ def random_inputs() -> Callable[..., list[dict[str, Any]]]:
     def make(
         objects: tuple[int, ...] = (2, 3), labels: int = 4, size: tuple[int, int] = (64, 80)
     ) -> list[dict[str, Any]]:
+        torch.manual_seed(7)
         height, width = size
         batch = []
         for count in objects:
