@@ -21,7 +21,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """``golden("panoptic_fpn")`` reads outputs of the original implementation; skips the test where they are not at hand."""
+    """``golden("panoptic_fpn")`` reads outputs of the original implementation; skips the test without them."""
 
     def read(name: str) -> dict[str, np.ndarray]:
         path = SHARED / "golden" / f"{name}.npz"
@@ -44,3 +44,30 @@ def dataset_root() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def few_images() -> str:
+    """The name of a registered panoptic set of four synthetic images."""
+
+    from detectron2.data import DatasetCatalog
+
+    from convmask.data.panoptic import register_panoptic_records
+    from convmask.data.synthetic import CATEGORIES, load_records
+
+    name = "few_synthetic_images"
+    if name not in DatasetCatalog.list():
+        register_panoptic_records(name, CATEGORIES, lambda: load_records("panoptic_val")[:4])
+    return name
+
+
+@pytest.fixture
+def tiny_options(few_images: str, tmp_path: Path) -> list[str]:
+    """Options that shrink ``configs/quick/panoptic_fpn_synthetic.yaml`` to seconds, on ``few_images``."""
+    return [
+        *("DATASETS.TRAIN", f"('{few_images}',)", "DATASETS.TEST", f"('{few_images}',)"),
+        *("DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2"),
+        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SEED", "1"),
+        *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+        *("OUTPUT_DIR", str(tmp_path / "output")),
+    ]
