@@ -120,8 +120,8 @@ def panoptic_merge_reference(
         - ``segments``: (capacity, 3) int64, row ``id - 1`` is (class or label, index of the instance or -1, painted
           pixels), and zeros from the last segment on. Capacity: N, and one for each ``stuff_area_limit`` pixels, but at
           most 65536.
-        - ``counts``: (3,) int64, number of things, number of stuff segments, and 1 if a label that the stuff rule looked
-          at is out of range, else 0.
+        - ``counts``: (3,) int64, number of things, number of stuff segments, and 1 if a label that the stuff rule
+          looked at is out of range, else 0.
 
     Raises:
         ValueError, TypeError: see ``panoptic_merge``.

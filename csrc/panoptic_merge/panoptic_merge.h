@@ -19,11 +19,13 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/macros/Macros.h>
 #include <c10/util/ArrayRef.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
+#include <utility>
 
 namespace convmask {
 
@@ -46,7 +48,7 @@ inline int64_t segment_capacity(int64_t instances, int64_t pixels, int64_t stuff
 }
 
 // "Intersection over area of the mask is above the threshold", divided as Python divides two ints.
-inline bool covered_too_much(int64_t covered, int64_t area, double overlap_threshold) {
+C10_HOST_DEVICE inline bool covered_too_much(int64_t covered, int64_t area, double overlap_threshold) {
   return static_cast<double>(covered) / static_cast<double>(area) > overlap_threshold;
 }
 

@@ -28,7 +28,7 @@ namespace {
 constexpr int64_t kWordPixels = 64;
 constexpr int64_t kBlockWords = 64;
 constexpr int64_t kBlockPixels =
-    kWordPixels * kBlockWords;  // about three rows of an image: small enough to skip, and L1 fits
+    kWordPixels * kBlockWords;  // three rows of an image or so: small enough to skip, and fits into L1
 
 #if defined(_MSC_VER)
 inline int64_t count_bits(uint64_t word) { return static_cast<int64_t>(__popcnt64(word)); }
