@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.data import Metadata, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 
 from convmask.data.augmentation import build_augmentations
@@ -17,7 +17,7 @@ from convmask.data.categories import PanopticCategories, SemanticLayout
 from convmask.data.errors import DatasetError
 from convmask.data.images import read_image, read_panoptic_map, read_semantic_map
 from convmask.data.masks import IntArray
-from convmask.data.targets import SegmentationInput, SegmentTable
+from convmask.data.targets import IGNORE_LABEL, SegmentationInput, SegmentTable
 
 TARGETS = ("instances", "sem_seg")
 
@@ -43,6 +43,7 @@ class PanopticDatasetMapper:
         targets: Sequence[str] = TARGETS,
         semantic_layout: SemanticLayout = "separated",
         categories: PanopticCategories | None = None,
+        ignore_label: int = IGNORE_LABEL,
     ) -> None:
         """Can be built from a config, with ``PanopticDatasetMapper(cfg, is_train)``, or from these.
 
@@ -54,6 +55,7 @@ class PanopticDatasetMapper:
             semantic_layout: of panoptic dicts. "separated": 0 for things, 1 to S for stuff; "all": a label for each
                 category. A semantic file is taken as it is.
             categories: of the dataset; needed by the layout "all".
+            ignore_label: value of a semantic file that becomes 255.
 
         Raises:
             ValueError: unknown target or layout, or "all" without categories.
@@ -71,22 +73,22 @@ class PanopticDatasetMapper:
         self.targets = tuple(targets)
         self.semantic_layout: SemanticLayout = semantic_layout
         self.categories = categories
+        self.ignore_label = ignore_label
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, list(augmentations))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments from INPUT, and the categories of the first training set, which the others share."""
-        categories = None
-        if is_train and cfg.INPUT.SEMANTIC_LAYOUT == "all" and cfg.DATASETS.TRAIN:
-            categories = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("categories")
+        """The arguments from INPUT, and from the metadata of the first training set, which the others share."""
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if is_train and cfg.DATASETS.TRAIN else Metadata()
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "targets": cfg.INPUT.TARGETS,
             "semantic_layout": cfg.INPUT.SEMANTIC_LAYOUT,
-            "categories": categories,
+            "categories": metadata.get("categories") if cfg.INPUT.SEMANTIC_LAYOUT == "all" else None,
+            "ignore_label": metadata.get("ignore_label", IGNORE_LABEL),
         }
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class PanopticDatasetMapper:
         annotations = dataset_dict.get("annotations")
         if "sem_seg_file_name" in dataset_dict:
             file_name = dataset_dict["sem_seg_file_name"]
-            table, ids = SegmentTable.from_labels(read_semantic_map(file_name))
+            table, ids = SegmentTable.from_labels(read_semantic_map(file_name), self.ignore_label)
             _check_size(file_name, ids, image)
             return SegmentationInput(image, ids=ids, table=table, annotations=annotations)
         if "pan_seg_file_name" in dataset_dict:

@@ -17,6 +17,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from scipy import ndimage
 
 from convmask.data.errors import DatasetError
+from convmask.data.rle import checked_polygons, checked_rle
 
 IntArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
@@ -152,27 +153,14 @@ def _rasterise_polygons(
     target_size: tuple[int, int],
 ) -> npt.NDArray[np.uint8]:
     """(H', W'), 0 or 1. The corners are transformed, not the pixels; parts outside the image are cut."""
-    height, width = source_size
-    moved = []
-    for polygon in polygons:
-        corners = np.array(polygon, dtype=np.float64).reshape(-1)
-        if len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
-            raise DatasetError(f"is not a polygon of three or more finite corners x, y: {polygon!r:.80}")
-        # The rasteriser's memory grows with the length of the sides.
-        corners = np.clip(corners.reshape(-1, 2), (-width, -height), (2 * width, 2 * height))
-        moved.append(np.asarray(transforms.apply_coords(corners), dtype=np.float64).reshape(-1))
+    lists = [polygon.tolist() if isinstance(polygon, np.ndarray) else polygon for polygon in polygons]
+    moved = [
+        np.asarray(transforms.apply_coords(np.array(polygon, dtype=np.float64).reshape(-1, 2))).reshape(-1)
+        for polygon in checked_polygons(lists, *source_size)
+    ]
     if not moved:
         return np.zeros(target_size, dtype=np.uint8)
     return mask_util.decode(mask_util.merge(mask_util.frPyObjects(moved, *target_size)))
-
-
-def _decode_rle(segmentation: Mapping[str, Any], source_size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """(H, W), 0 or 1, from COCO's RLE, compressed or as a list of counts."""
-    if tuple(segmentation.get("size", ())) != source_size or "counts" not in segmentation:
-        raise DatasetError(f"is not an RLE of size {list(source_size)}: {dict(segmentation)!r:.80}")
-    if isinstance(segmentation["counts"], (list, tuple)):
-        segmentation = mask_util.frPyObjects(dict(segmentation), *source_size)
-    return mask_util.decode(segmentation)
 
 
 def transform_mask(
@@ -197,7 +185,8 @@ def transform_mask(
     """
     try:
         if isinstance(segmentation, Mapping):
-            moved = transforms.apply_segmentation(np.ascontiguousarray(_decode_rle(segmentation, source_size)))
+            mask = mask_util.decode(checked_rle(segmentation, *source_size))
+            moved = transforms.apply_segmentation(np.ascontiguousarray(mask))
         elif isinstance(segmentation, (list, tuple)):
             moved = _rasterise_polygons(segmentation, transforms, source_size, target_size)
         else:
@@ -205,7 +194,7 @@ def transform_mask(
     except DatasetError:
         raise
     except Exception as error:
-        raise DatasetError(f"cannot be decoded ({error}): {segmentation!r:.80}") from error
+        raise DatasetError(f"cannot be decoded: {error}") from error
     # Padding may be 255.
     return moved == 1
 
@@ -239,7 +228,7 @@ def instances_from_annotations(
         try:
             mask = transform_mask(annotation.get("segmentation"), transforms, source_size, target_size)
         except DatasetError as error:
-            raise DatasetError(f"annotations[{position}].segmentation {error}") from error
+            raise DatasetError(f"annotations[{position}].segmentation: {error}") from error
         box = ndimage.find_objects(mask.view(np.uint8), max_label=1)[0]
         if box is not None:
             found.append(box)

@@ -65,9 +65,10 @@ class SegmentTable:
         return cls([segment["id"] for segment in segments], np.array(labels, dtype=np.int64), classes)
 
     @classmethod
-    def from_labels(cls, labels: IntArray) -> tuple[SegmentTable, IntArray]:
-        """For a semantic map (H, W) with 255 for "ignore": the table, and an id map (H, W) in which void is 0."""
-        ids = np.where(labels == IGNORE_LABEL, VOID, labels + 1).astype(np.int32)
+    def from_labels(cls, labels: IntArray, ignore_label: int = IGNORE_LABEL) -> tuple[SegmentTable, IntArray]:
+        """For a semantic map (H, W): the table, and an id map (H, W) in which ``ignore_label`` and 255 are void."""
+        ignored = (labels == ignore_label) | (labels == IGNORE_LABEL)
+        ids = np.where(ignored, VOID, labels + 1).astype(np.int32)
         highest = int(ids.max())
         table_labels = np.array([IGNORE_LABEL, *range(highest)], dtype=np.int64)
         return cls(range(1, highest + 1), table_labels, has_instances=False), ids
