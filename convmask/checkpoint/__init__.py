@@ -1,0 +1,21 @@
+"""Safe loading, recognition and conversion of checkpoints, and what may differ between a file and a model."""
+
+from __future__ import annotations
+
+from convmask.checkpoint import backbones  # registers the converters of ImageNet backbones
+from convmask.checkpoint.checkpointer import Checkpointer
+from convmask.checkpoint.errors import CheckpointError
+from convmask.checkpoint.loading import load_file
+from convmask.checkpoint.recognition import Checkpoint, read_checkpoint, recognise, register_converter, rename_keys
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpointer",
+    "backbones",
+    "load_file",
+    "read_checkpoint",
+    "recognise",
+    "register_converter",
+    "rename_keys",
+]
