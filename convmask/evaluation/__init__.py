@@ -1,0 +1,8 @@
+"""Evaluators: panoptic quality in memory, COCO AP with a detection limit of one's own, and semantic IoU."""
+
+from convmask.evaluation.build import build_evaluator
+from convmask.evaluation.coco import COCOEvaluator
+from convmask.evaluation.panoptic import PanopticEvaluator
+from convmask.evaluation.semantic import SemSegEvaluator
+
+__all__ = ["COCOEvaluator", "PanopticEvaluator", "SemSegEvaluator", "build_evaluator"]

@@ -102,7 +102,9 @@ def encode_masks(label_map: np.ndarray, ids: Sequence[int]) -> list[dict[str, An
         own = by_mask[first:last]
         # COCO's counts alternate between pixels outside and inside, beginning outside.
         edges = np.stack([starts[own], ends[own]], axis=1).reshape(-1)
-        counts = np.diff(edges, prepend=0, append=height * width)
-        rle = mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        counts = np.diff(edges, prepend=0, append=height * width).tolist()
+        # pycocotools writes no empty run at the end.
+        counts = counts[:-1] if counts[-1] == 0 else counts
+        rle = mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         masks.append({"size": [height, width], "counts": rle["counts"].decode("ascii")})
     return masks
