@@ -68,17 +68,22 @@ def _mix(first: IntArray, second: IntArray, share: IntArray) -> IntArray:
 
 
 def _paint_stuff(image: IntArray, layout: Layout, rng: np.random.Generator, colors: IntArray) -> None:
-    """Each stuff region in one colour of the palette and a darker or lighter tone of it."""
+    """Each stuff region in one colour of the palette and a darker or lighter tone of it, by a random amount.
+
+    Which of the two is the ground is random, too: else the mean colour would tell textures apart.
+    """
     height, width = layout.order.shape
     for number, segment in enumerate(layout.segments, start=1):
         if segment.isthing:
             continue
         base = colors[number % len(colors)]
         darker = int(base.sum()) > 240 + int(rng.integers(200))
-        tone = base * 150 >> 8 if darker else base + ((255 - base) * 130 >> 8)
+        amount = int(rng.integers(84, 164))
+        tone = base * (256 - amount) >> 8 if darker else base + ((255 - base) * amount >> 8)
+        pair = (base, tone) if rng.integers(2) else (tone, base)
         where = layout.order == number
         share = texture(rng, segment.name, height, width)
-        image[where] = _mix(base, tone, share[where])
+        image[where] = _mix(*pair, share[where])
 
 
 def _paint_things(image: IntArray, layout: Layout, rng: np.random.Generator, colors: IntArray) -> None:
@@ -88,7 +93,7 @@ def _paint_things(image: IntArray, layout: Layout, rng: np.random.Generator, col
     for number, segment in enumerate(layout.segments, start=1):
         if not segment.isthing:
             continue
-        color = colors[int(rng.integers(len(colors)))]
+        color = colors[number % len(colors)]
         strength = int(rng.integers(0, 160))
         where = layout.order == number
         light = 256 + ((field[where] - 512) * strength >> 9)
