@@ -23,33 +23,49 @@ def non_finite_message(losses: Mapping[str, Tensor], batch: Iterable[Mapping[str
         iteration: counted from 0.
     """
     bad = {name: float(loss.detach()) for name, loss in losses.items() if not bool(torch.isfinite(loss.detach()))}
-    if not bad:
-        return ""
-    terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
+    return _message(", ".join(f"{name} = {value}" for name, value in bad.items()), batch, iteration) if bad else ""
+
+
+def _message(what: str, batch: Iterable[Mapping[str, Any]], iteration: int) -> str:
     files = ", ".join(str(item.get("file_name", "<no file_name>")) for item in batch)
     return (
-        f"training stopped at iteration {iteration}: {terms}; images of this batch: {files}. "
+        f"training stopped at iteration {iteration}: {what}; images of this batch: {files}. "
         "Try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS"
     )
 
 
-def check_finite(losses: Mapping[str, Tensor], batch: Iterable[Mapping[str, Any]], iteration: int) -> None:
+def check_finite(
+    losses: Mapping[str, Tensor],
+    batch: Iterable[Mapping[str, Any]],
+    iteration: int,
+    failure: FloatingPointError | None = None,
+) -> None:
     """Stops all processes if a loss of any of them is NaN or infinite.
+
+    Args:
+        losses: scalar tensors by name; not looked at after a failure.
+        batch: dataset dicts.
+        iteration: counted from 0.
+        failure: what the model itself raised about infinite values, before there was a loss.
 
     Raises:
         FloatingPointError: with the iteration, the loss terms and the image files of every process concerned. Each
             process raises the same message, so that none is left waiting for the others.
     """
-    total = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).sum()
+    if failure is None:
+        total = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).sum()
+    else:
+        total = torch.tensor(float("nan"), device="cuda" if torch.cuda.is_available() else "cpu")
     if comm.get_world_size() > 1:
         # The sum over all processes is non-finite if any term is: one small reduction a step.
         torch.distributed.all_reduce(total)
     if bool(torch.isfinite(total)):
         return
-    messages = [message for message in comm.all_gather(non_finite_message(losses, batch, iteration)) if message]
+    own = non_finite_message(losses, batch, iteration) if failure is None else _message(str(failure), batch, iteration)
+    messages = [message for message in comm.all_gather(own) if message]
     # Finite terms may overflow in the sum only.
     if messages:
-        raise FloatingPointError("; ".join(messages))
+        raise FloatingPointError("; ".join(messages)) from failure
 
 
 class TrainStep(SimpleTrainer):
@@ -75,17 +91,26 @@ class TrainStep(SimpleTrainer):
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.grad_scaler is None else torch.autocast("cuda", dtype=torch.float16)
 
+    def _losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The model's losses, all finite."""
+        try:
+            with self._autocast():
+                losses = self.model(batch)
+        except FloatingPointError as error:  # Detectron2's proposals look for infinite boxes
+            check_finite({}, batch, self.iter, failure=error)
+            raise
+        if isinstance(losses, Tensor):
+            losses = {"total_loss": losses}
+        check_finite(losses, batch, self.iter)
+        return losses
+
     def run_step(self) -> None:
         """Runs one step and records its losses and the time spent waiting for data."""
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        with self._autocast():
-            losses = self.model(batch)
-        if isinstance(losses, Tensor):
-            losses = {"total_loss": losses}
-        check_finite(losses, batch, self.iter)
+        losses = self._losses(batch)
 
         total = sum(losses.values())
         self.optimizer.zero_grad()

@@ -58,6 +58,17 @@ def test_a_bad_loss_stops_before_the_weights_change(factor: float) -> None:
     assert step.model.weight.grad is None
 
 
+def test_infinite_boxes_that_the_model_finds_itself_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        raise FloatingPointError("Predicted boxes contain NaN")
+
+    step = _step(1.0)
+    step.iter = 7
+    monkeypatch.setattr(step.model, "forward", fail)
+    with EventStorage(7), pytest.raises(FloatingPointError, match=r"iteration 7: Predicted boxes .*a\.png, b\.png"):
+        step.run_step()
+
+
 def test_finite_losses_whose_sum_overflows_are_not_reported() -> None:
     losses = {"a": torch.tensor(3e38), "b": torch.tensor(3e38)}
     assert non_finite_message(losses, [], 0) == ""
