@@ -50,20 +50,20 @@ def instance_json_problems(
         if not isinstance(annotation, Mapping):
             yield Problem(file, "", field, f"is not an object: {annotation!r:.80}")
             continue
-        yield from _id_problems(file, field, annotation, seen, duplicates_are_fatal)
         identity = annotation.get("image_id")
-        if not isinstance(identity, (int, str)) or identity not in images:
+        image = images.get(identity) if isinstance(identity, (int, str)) else None
+        yield from _id_problems(file, field, annotation, label(image or {"id": identity}), seen, duplicates_are_fatal)
+        if image is not None:
+            yield from _annotation_problems(file, field, annotation, image, known)
+        else:
             message = f"is not the id of an image: {identity!r:.80}"
             yield Problem(file, "", f"{field}.image_id", message, fatal=False)
-            continue
-        yield from _annotation_problems(file, field, annotation, images[identity], known)
 
 
 def _id_problems(
-    file: str, field: str, annotation: Mapping[str, Any], seen: set[Any], duplicates_are_fatal: bool
+    file: str, field: str, annotation: Mapping[str, Any], where: str, seen: set[Any], duplicates_are_fatal: bool
 ) -> Iterator[Problem]:
     identity = annotation.get("id")
-    where = f"id {annotation.get('image_id')!r:.80}"
     if not isinstance(identity, (int, str)):
         yield Problem(file, where, f"{field}.id", f"is neither an integer nor text: {identity!r:.80}")
     elif identity in seen:

@@ -90,8 +90,8 @@ def _segments_problems(
     for index, segment in enumerate(annotation["segments_info"]):
         if not _is_fine(segment, width, height, isthing, seen):
             where = f"segments_info[{index}]"
-            for field, message, fatal in _explain(segment, width, height, isthing, seen):
-                yield Problem(file, label(image), f"{where}{field}", message, fatal)
+            for field, message in _explain(segment, width, height, isthing, seen):
+                yield Problem(file, label(image), f"{where}{field}", message)
         if isinstance(segment, Mapping) and is_integer(segment.get("id")):
             seen.add(segment["id"])
 
@@ -116,26 +116,26 @@ def _is_fine(segment: Any, width: int, height: int, isthing: Mapping[int, bool],
 
 def _explain(
     segment: Any, width: int, height: int, isthing: Mapping[int, bool], seen: set[int]
-) -> Iterator[tuple[str, str, bool]]:
-    """(field, message, fatal) of everything that is wrong with a segment."""
+) -> Iterator[tuple[str, str]]:
+    """(field, message) of everything that is wrong with a segment."""
     if not isinstance(segment, Mapping):
-        yield "", f"is not an object: {segment!r:.80}", True
+        yield "", f"is not an object: {segment!r:.80}"
         return
     identity, category_id = segment.get("id"), segment.get("category_id")
     if not is_integer(identity) or not 0 < identity <= MAX_SEGMENT_ID:
-        yield ".id", f"is not an integer from 1 to {MAX_SEGMENT_ID}: {identity!r:.80}", True
+        yield ".id", f"is not an integer from 1 to {MAX_SEGMENT_ID}: {identity!r:.80}"
     elif identity in seen:
-        yield ".id", f"segment id {identity} occurs twice in the image", True
+        yield ".id", f"segment id {identity} occurs twice in the image"
     if not is_integer(category_id) or category_id not in isthing:
-        yield ".category_id", f"unknown category {category_id!r:.80}", True
+        yield ".category_id", f"unknown category {category_id!r:.80}"
     elif segment.get("isthing", isthing[category_id]) != isthing[category_id]:
         kind = "a thing" if isthing[category_id] else "stuff"
-        yield ".isthing", f"is {segment['isthing']!r:.80}, but category {category_id} is {kind}", True
+        yield ".isthing", f"is {segment['isthing']!r:.80}, but category {category_id} is {kind}"
     crowd = crowd_problem(segment.get("iscrowd", 0))
     if crowd:
-        yield ".iscrowd", crowd, True
+        yield ".iscrowd", crowd
     if not box_is_fine(segment.get("bbox"), width, height):
-        yield ".bbox", *box_problem(segment.get("bbox"), width, height)
+        yield ".bbox", box_problem(segment.get("bbox"), width, height)[0]
     area = area_problem(segment.get("area"))
     if area:
-        yield ".area", *area
+        yield ".area", area[0]
