@@ -132,7 +132,7 @@ def read_voc_instances(root: str, name: str) -> _Instances:
         The id map (H, W), int32, 0 where there is no object or void; and the class, 1 to 20, of each id from 1 on.
 
     Raises:
-        DatasetError: a file is missing or broken, the two differ in size, or an object has no single class.
+        DatasetError: a file is missing or broken, the two differ in size, or no class has most of an object's pixels.
     """
     files = [os.path.join(root, folder, f"{name}.png") for folder in ("SegmentationObject", "SegmentationClass")]
     objects, classes = (_read_palette(path) for path in files)
@@ -142,8 +142,8 @@ def read_voc_instances(root: str, name: str) -> _Instances:
     class_of = np.zeros(objects.max(initial=0), dtype=np.int64)
     for index in np.unique(objects[objects > 0]):
         votes = np.bincount(classes[objects == index], minlength=_VOID + 1)[1 : len(VOC_CLASSES) + 1]
-        if np.count_nonzero(votes) != 1:
-            raise DatasetError(f"{files[0]}: object {index} covers {np.count_nonzero(votes)} classes of {files[1]}")
+        if 2 * votes.max() <= votes.sum():
+            raise DatasetError(f"{files[0]}: object {index} is of no single class in {files[1]}")
         class_of[index - 1] = votes.argmax() + 1
     return objects, class_of
 
