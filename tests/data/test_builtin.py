@@ -279,3 +279,11 @@ print(MetadataCatalog.get("nuclei_val").thing_classes)
         assert str(tmp_path / "nowhere") in message
         assert "DETECTRON2_DATASETS" in message
     assert second == "['nucleus']"
+
+
+def test_detectron2_converts_voc_for_coco_evaluation(root):
+    from detectron2.data.datasets.coco import convert_to_coco_dict
+
+    _voc(root)
+    converted = convert_to_coco_dict("p3_convmask_voc_2012_val_instances")
+    assert [annotation["area"] for annotation in converted["annotations"]] == [5, 3, 5, 3]
