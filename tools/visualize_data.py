@@ -59,7 +59,9 @@ def build_config(arguments: argparse.Namespace) -> CfgNode:
     """
     cfg = get_cfg()
     if arguments.config_file:
-        cfg.merge_from_file(arguments.config_file)
+        if not Path(arguments.config_file).is_file():
+            raise ValueError(f"no config file {arguments.config_file!r}")
+        cfg.merge_from_file(arguments.config_file, allow_unsafe=False)
     cfg.merge_from_list(arguments.opts)
     if arguments.dataset:
         cfg.DATASETS.TRAIN = (arguments.dataset,)

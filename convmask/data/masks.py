@@ -6,18 +6,15 @@ Shapes: H, W of the source image; H', W' after the transforms; N segments or ins
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from scipy import ndimage
 
 from convmask.data.errors import DatasetError
-from convmask.data.rle import checked_polygons, checked_rle
 
 IntArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
@@ -95,7 +92,7 @@ def boxes_and_areas(index: IntArray, count: int) -> tuple[npt.NDArray[np.float32
 def split_masks(index: IntArray, numbers: Sequence[int], boxes: npt.NDArray[np.float32]) -> torch.Tensor:
     """One mask for each of some segments.
 
-    Memory is N bytes a pixel, of which the system provides only the pages that hold a part of a box.
+    They take M bytes a pixel, and nothing else of that size is allocated.
 
     Args:
         index: (H, W), the result of :func:`segment_index`.
@@ -144,98 +141,3 @@ def instances_from_index(index: IntArray, classes: Mapping[int, int], count: int
     kept = [number for number in sorted(classes) if areas[number - 1] > 0]
     boxes = boxes[[number - 1 for number in kept]]
     return make_instances(split_masks(index, kept, boxes), boxes, [classes[number] for number in kept])
-
-
-def _rasterise_polygons(
-    polygons: Sequence[Any],
-    transforms: T.Transform | T.TransformList,
-    source_size: tuple[int, int],
-    target_size: tuple[int, int],
-) -> npt.NDArray[np.uint8]:
-    """(H', W'), 0 or 1. The corners are transformed, not the pixels; parts outside the image are cut."""
-    lists = [polygon.tolist() if isinstance(polygon, np.ndarray) else polygon for polygon in polygons]
-    moved = [
-        np.asarray(transforms.apply_coords(np.array(polygon, dtype=np.float64).reshape(-1, 2))).reshape(-1)
-        for polygon in checked_polygons(lists, *source_size)
-    ]
-    if not moved:
-        return np.zeros(target_size, dtype=np.uint8)
-    return mask_util.decode(mask_util.merge(mask_util.frPyObjects(moved, *target_size)))
-
-
-def transform_mask(
-    segmentation: Any,
-    transforms: T.Transform | T.TransformList,
-    source_size: tuple[int, int],
-    target_size: tuple[int, int],
-) -> BoolArray:
-    """The mask of one COCO annotation after the transforms.
-
-    Args:
-        segmentation: polygons (a list of lists x, y, x, y, ...), or RLE (a dict with ``size`` and ``counts``).
-        transforms: as applied to the image.
-        source_size: (H, W).
-        target_size: (H', W').
-
-    Returns:
-        (H', W').
-
-    Raises:
-        DatasetError: the segmentation is neither, or malformed. The message says what, not which file.
-    """
-    try:
-        if isinstance(segmentation, Mapping):
-            mask = mask_util.decode(checked_rle(segmentation, *source_size))
-            moved = transforms.apply_segmentation(np.ascontiguousarray(mask))
-        elif isinstance(segmentation, (list, tuple)):
-            moved = _rasterise_polygons(segmentation, transforms, source_size, target_size)
-        else:
-            raise DatasetError(f"is neither a list of polygons nor an RLE: {segmentation!r:.80}")
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetError(f"cannot be decoded: {error}") from error
-    # Padding may be 255.
-    return moved == 1
-
-
-def instances_from_annotations(
-    annotations: Sequence[Mapping[str, Any]],
-    transforms: T.Transform | T.TransformList,
-    source_size: tuple[int, int],
-    target_size: tuple[int, int],
-) -> Instances:
-    """The instances of COCO annotations after the transforms; they may overlap. Crowds and vanished ones are left out.
-
-    Of each mask, only the part in its box is kept until all are known.
-
-    Args:
-        annotations: dicts with ``segmentation`` (polygons or RLE), ``category_id`` and optionally ``iscrowd``.
-        transforms: as applied to the image.
-        source_size: (H, W).
-        target_size: (H', W').
-
-    Returns:
-        As :func:`make_instances`.
-
-    Raises:
-        DatasetError: a segmentation is missing or malformed; the message names the annotation's place in the list.
-    """
-    parts, classes, found = [], [], []
-    for position, annotation in enumerate(annotations):
-        if annotation.get("iscrowd", 0):
-            continue
-        try:
-            mask = transform_mask(annotation.get("segmentation"), transforms, source_size, target_size)
-        except DatasetError as error:
-            raise DatasetError(f"annotations[{position}].segmentation: {error}") from error
-        box = ndimage.find_objects(mask.view(np.uint8), max_label=1)[0]
-        if box is not None:
-            found.append(box)
-            parts.append(mask[box].copy())
-            classes.append(int(annotation["category_id"]))
-    masks = np.zeros((len(parts), *target_size), dtype=bool)
-    for mask, box, part in zip(masks, found, parts, strict=True):
-        mask[box] = part
-    boxes = np.array([(c.start, r.start, c.stop, r.stop) for r, c in found], dtype=np.float32)
-    return make_instances(torch.from_numpy(masks), boxes, classes)

@@ -14,16 +14,9 @@ import numpy.typing as npt
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
+from convmask.data.annotation_masks import instances_from_annotations, transform_mask
 from convmask.data.categories import PanopticCategories, SemanticLayout
-from convmask.data.masks import (
-    VOID,
-    IntArray,
-    instances_from_annotations,
-    instances_from_index,
-    segment_index,
-    transform_id_map,
-    transform_mask,
-)
+from convmask.data.masks import VOID, IntArray, instances_from_index, segment_index, transform_id_map
 
 IGNORE_LABEL = 255
 

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def tool(repository: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("visualize_data", repository / "tools" / "visualize_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pictures_are_written(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dataset", "synthetic_panoptic_hard_train", "--output", str(tmp_path / "a"), "--num-images", "3"]
+    assert tool.main([*arguments, "INPUT.MIN_SIZE_TRAIN", "(0,)"]) == 0
+    written = sorted((tmp_path / "a").iterdir())
+    assert [path.name for path in written] == ["000000.png", "000001.png", "000002.png"]
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.width > 2 * picture.height
+            assert np.asarray(picture).std() > 10
+    assert "3 pictures in" in capsys.readouterr().out
+
+
+def test_options_decide_what_is_drawn(tool: ModuleType, tmp_path: Path) -> None:
+    arguments = ["--dataset", "synthetic_panoptic_val", "--num-images", "1", "--shuffle"]
+    widths = []
+    for targets in ("('instances','sem_seg')", "('sem_seg',)", "()"):
+        folder = tmp_path / str(len(widths))
+        layout = ["INPUT.SEMANTIC_LAYOUT", "all", "INPUT.TARGETS", targets]
+        assert tool.main([*arguments, "--output", str(folder), *layout]) == 0
+        (path,) = folder.iterdir()
+        with Image.open(path) as picture:
+            widths.append(picture.width)
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_semantic_colors_follow_the_layout(tool: ModuleType) -> None:
+    metadata = MetadataCatalog.get("synthetic_panoptic_val")
+    separated, together = (tool.semantic_colors(metadata, layout) for layout in ("separated", "all"))
+    assert separated[:5].tolist() == metadata.stuff_colors
+    assert together[:9].tolist() == metadata.thing_colors + metadata.stuff_colors[1:]
+    assert separated[255].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "synthetic_panoptic_vall"], "did you mean synthetic_panoptic_val"),
+        ([], "no dataset"),
+        (["--dataset", "synthetic_panoptic_val", "--num-images", "0"], "--num-images is 0"),
+        (["--config-file", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_errors_are_one_line(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert tool.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+
+
+def test_help(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tool.main(["--help"])
+    assert stopped.value.code == 0
+    assert "--num-images" in capsys.readouterr().out
