@@ -85,11 +85,9 @@ def _to_ids(image: Image.Image) -> npt.NDArray[np.int32]:
         image = image.convert("RGB")
     if image.mode != "RGB":
         raise DatasetError(f"is of mode {image.mode}, not a colour PNG with id = R + 256 G + 256^2 B")
-    channels = np.asarray(image)
-    # One byte more a pixel, and the bytes of a little-endian int32 are there.
-    padded = np.zeros((*channels.shape[:2], 4), dtype=np.uint8)
-    padded[..., :3] = channels
-    return padded.view("<i4")[..., 0].astype(np.int32, copy=False)
+    # PIL keeps four bytes a pixel: without the last one, they are those of a little-endian int32.
+    packed = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4").reshape(image.height, image.width)
+    return (packed & 0xFFFFFF).astype(np.int32, copy=False)
 
 
 def read_panoptic_map(pan_seg_file_name: str) -> npt.NDArray[np.int32]:
