@@ -29,7 +29,7 @@ help: ## print this list
 install: $(EXTENSION) ## create .venv, or complete it, with everything that the other targets need
 
 demo: $(EXTENSION) ## train, evaluate and draw a small model; with IMAGE=photo.jpg: predict on it (WEIGHTS=, CONFIG=)
-	@$(PY) demo/quick_demo.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	@$(PY) -W ignore demo/quick_demo.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	  $(if $(CONFIG),--config "$(CONFIG)")
 
 test: $(EXTENSION) ## run the tests that take seconds

@@ -144,13 +144,10 @@ def run_training(args: argparse.Namespace, console: Console) -> None:
     """Trains, evaluates, draws, and prints what came out."""
     cfg = training_config(args)
     device = "CPU" if cfg.MODEL.DEVICE == "cpu" else cfg.MODEL.DEVICE
-    console.print(
-        f"Training Panoptic FPN on {cfg.DATASETS.TRAIN[0]}: {cfg.SOLVER.MAX_ITER} iterations, "
-        f"{device}, {torch.get_num_threads()} threads",
-        highlight=False,
-    )
+    threads = f" with {torch.get_num_threads()} threads" if device == "CPU" else ""
+    print(f"Training on {cfg.DATASETS.TRAIN[0]}: {cfg.SOLVER.MAX_ITER} iterations, {device}{threads}", flush=True)
     trainer, seconds = train(cfg)
-    console.print(f"Evaluating on {cfg.DATASETS.TEST[0]}", highlight=False)
+    print(f"Evaluating on {cfg.DATASETS.TEST[0]}", flush=True)
     results: dict[str, Any] = Trainer.test(cfg, trainer.model)
     pictures = draw_examples(cfg, trainer.model, Path(cfg.OUTPUT_DIR) / "pictures")
     console.print(results_table(results))
@@ -190,7 +187,7 @@ def run_image(args: argparse.Namespace) -> None:
 
 
 def _no_download(image: str, weights: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[-1]
+    reason = str(error.__cause__ or error).strip().splitlines()[-1]
     message = (
         f"cannot download {weights} ({reason}). With weights of your own: "
         f"make demo IMAGE={image} WEIGHTS=model.pth CONFIG=config.yaml"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook as DetectronEvalHook
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from convmask.checkpoint import Checkpointer
 from convmask.data.loader import build_test_loader, build_train_loader
+from convmask.engine.hooks import EvalHook
 from convmask.engine.optimizer import build_optimizer
 from convmask.engine.progress import ProgressBar, on_terminal
 from convmask.engine.step import TrainStep
@@ -83,7 +85,10 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, and the live bar if standard output is a terminal."""
-        hooks: list[HookBase | None] = super().build_hooks()
+        hooks: list[HookBase | None] = [
+            EvalHook(hook._period, hook._func) if isinstance(hook, DetectronEvalHook) else hook
+            for hook in super().build_hooks()
+        ]
         if comm.is_main_process() and on_terminal():
             # After the timer and the schedule, whose numbers it shows; before the evaluation, which takes long.
             hooks.insert(2, ProgressBar())

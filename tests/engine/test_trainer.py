@@ -1,0 +1,112 @@
+"""Training, resuming and evaluating in one process, on four small images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import CommonMetricPrinter
+
+from convmask.data.errors import DatasetError
+from convmask.engine import ConfigError, Trainer, load_config, prepare, trainer
+from convmask.engine.defaults import choose_device
+from convmask.engine.progress import ProgressBar
+from convmask.evaluation import PanopticEvaluator
+
+QUICK = "quick/panoptic_fpn_synthetic.yaml"
+
+
+@pytest.fixture
+def cfg(tiny_options: list[str]) -> CfgNode:
+    result = load_config(QUICK, tiny_options)
+    prepare(result)
+    return result
+
+
+def test_class_counts_and_device_are_completed(cfg: CfgNode) -> None:
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 5
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
+    assert cfg.MODEL.DEVICE == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to use")
+def test_a_cuda_config_falls_back_to_the_cpu() -> None:
+    cfg = load_config("", ["MODEL.DEVICE", "cuda:1"])
+    choose_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu"
+
+
+def test_mixed_precision_on_the_cpu_is_refused() -> None:
+    cfg = load_config("", ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True"])
+    with pytest.raises(ConfigError, match=r"SOLVER\.AMP\.ENABLED needs a CUDA device"):
+        choose_device(cfg)
+
+
+def test_an_unknown_data_set_is_named_with_the_nearest_one() -> None:
+    cfg = load_config(QUICK, ["DATASETS.TRAIN", "('synthetic_panoptic_trian',)"])
+    with pytest.raises(ConfigError, match=r"'synthetic_panoptic_trian'.*did you mean synthetic_panoptic_train"):
+        prepare(cfg)
+
+
+def test_a_contradicting_class_count_is_refused(tiny_options: list[str]) -> None:
+    with pytest.raises(DatasetError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES is 7"):
+        prepare(load_config(QUICK, [*tiny_options, "MODEL.ROI_HEADS.NUM_CLASSES", "7"]))
+
+
+def test_a_training_writes_metrics_and_a_checkpoint_and_resumes(cfg: CfgNode) -> None:
+    cfg.DATASETS.TEST = ()
+    output = Path(cfg.OUTPUT_DIR)
+    first = Trainer(cfg)
+    first.resume_or_load(resume=False)
+    first.train()
+    assert (output / "model_final.pth").is_file()
+    records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "loss_mask", "loss_sem_seg", "data_time", "lr"} <= records[-1].keys()
+    assert list(output.glob("events.out.tfevents.*"))
+
+    cfg.SOLVER.MAX_ITER = 3
+    second = Trainer(cfg)
+    second.resume_or_load(resume=True)
+    assert second.start_iter == 2
+    for (name, mine), theirs in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)
+    assert second.optimizer.state_dict()["state"].keys() == first.optimizer.state_dict()["state"].keys()
+    second.train()
+    assert second.iter == 3
+
+
+def test_evaluation_covers_every_task(cfg: CfgNode) -> None:
+    model = Trainer.build_model(cfg)
+    results = Trainer.test(cfg, model)
+    assert {"PQ", "PQ_th", "PQ_st"} <= results["panoptic_seg"].keys()
+    assert {"bbox", "segm", "sem_seg"} <= results.keys()
+    evaluators = Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])._evaluators
+    assert any(isinstance(evaluator, PanopticEvaluator) for evaluator in evaluators)
+
+
+def test_a_diverging_training_names_iteration_loss_and_images(
+    cfg: CfgNode, few_images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Trainer(cfg)
+    original = type(run.model).forward
+
+    def forward(self: torch.nn.Module, batch: list[dict[str, object]]) -> dict[str, torch.Tensor]:
+        losses = original(self, batch)
+        return {**losses, "loss_mask": losses["loss_mask"] * float("nan")} if run.iter == 1 else losses
+
+    monkeypatch.setattr(type(run.model), "forward", forward)
+    with pytest.raises(FloatingPointError, match=r"iteration 1: loss_mask = nan; images of this batch: synthetic://"):
+        run.train()
+    assert not (Path(cfg.OUTPUT_DIR) / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_is_for_terminals(cfg: CfgNode, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "on_terminal", lambda: terminal)
+    run = Trainer(cfg)
+    assert any(isinstance(hook, ProgressBar) for hook in run._hooks) == terminal
+    # The metric lines are written in both cases: on a terminal the bar keeps them to the log file.
+    assert any(isinstance(writer, CommonMetricPrinter) for writer in run.build_writers())
