@@ -7,7 +7,7 @@ import pickle
 import pickletools
 from typing import Any
 
-from convmask.checkpoint.plain import numpy_stand_ins, to_plain
+from convmask.checkpoint.plain import encode_latin1, numpy_stand_ins, to_plain
 
 
 class _Dict(dict):
@@ -49,10 +49,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def _encode(self, text: str, encoding: str) -> bytes:
         """How Python 3 writes bytes in protocol 2."""
-        if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"it names the encoding {encoding!r}")
         self._spend(len(text))
-        return text.encode("latin1")
+        return encode_latin1(text, encoding)
 
     def _ordered_dict(self, pairs: Any = ()) -> _Dict:
         self._spend(len(pairs))

@@ -72,6 +72,13 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) -
     return record
 
 
+def encode_latin1(text: str, encoding: str) -> bytes:
+    """``_codecs.encode`` for the one encoding in which pickles write bytes. Raises ValueError for another."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"it names the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
 def numpy_stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
     """(module, name) -> stand-in, for every name under which numpy 1 and 2 pickle arrays and scalars.
 
@@ -85,6 +92,8 @@ def numpy_stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
             ("numeric", "_frombuffer", _from_buffer),
         ):
             table[f"{package}.{module}", name] = _bear_name(_alias(function), f"{package}.{module}", name)
+    # how the bytes of arrays are written in the protocol of PyTorch's files
+    table["_codecs", "encode"] = _bear_name(_alias(encode_latin1), "_codecs", "encode")
     # Instances are built through the class itself, so it is the class that has to bear the name.
     table["numpy", "ndarray"] = _bear_name(_ArrayRecord, "numpy", "ndarray")
     table["numpy", "dtype"] = _bear_name(_DTypeRecord, "numpy", "dtype")
