@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata
 
@@ -67,8 +66,11 @@ def demo_config(
 
 def _zoo_weights(config_file: str) -> str:
     try:
+        # Needs pkg_resources, which recent versions of setuptools lack.
+        from detectron2 import model_zoo
+
         return str(model_zoo.get_checkpoint_url(config_file))
-    except RuntimeError:  # no name of the zoo
+    except (ImportError, RuntimeError):  # RuntimeError: no name of the zoo
         return ""
 
 

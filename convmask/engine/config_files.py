@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import detectron2
 import yaml
-from detectron2 import model_zoo
 from detectron2.config import CfgNode
 
 from convmask.config import get_cfg
 from convmask.engine.errors import ConfigError
 
 _CLONE = Path(__file__).resolve().parents[2]
+# An installed Detectron2 has its configs in the package, a checkout beside it.
+_DETECTRON2 = Path(detectron2.__file__).resolve().parent
+_ZOO = (_DETECTRON2 / "model_zoo" / "configs", _DETECTRON2.parent / "configs")
 
 
 def find_config(name: str) -> str:
@@ -25,15 +28,10 @@ def find_config(name: str) -> str:
     Raises:
         ConfigError: there is none.
     """
-    for path in (Path(name).expanduser(), _CLONE / name, _CLONE / "configs" / name):
+    for path in (Path(name).expanduser(), _CLONE / name, _CLONE / "configs" / name, *(zoo / name for zoo in _ZOO)):
         if path.is_file():
             return str(path)
-    try:
-        return str(model_zoo.get_config_file(name))
-    except RuntimeError:
-        raise ConfigError(
-            f"no config file {name!r}: it is neither a file nor a name of Detectron2's model zoo"
-        ) from None
+    raise ConfigError(f"no config file {name!r}: it is neither a file nor a name of Detectron2's model zoo")
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
