@@ -36,6 +36,8 @@ using at::Tensor;
 constexpr int64_t kFirstLabel = -32768;
 constexpr int64_t kLabels = 65536;
 
+C10_HOST_DEVICE inline bool is_label(int64_t label) { return label >= kFirstLabel && label < kFirstLabel + kLabels; }
+
 // Columns of `segments`.
 constexpr int64_t kCategory = 0;
 constexpr int64_t kInstance = 1;

@@ -220,12 +220,14 @@ class LabelCounts {
   LabelCounts() : pixels_(kLabels, kAbsent) {}
 
   void add(int64_t label, int64_t pixels) {
-    const int64_t entry = label - kFirstLabel;
-    if (entry < 0 || entry >= kLabels) {
+    if (!is_label(label)) {
       out_of_range_ = true;
-    } else {
-      pixels_[entry] = std::max<int64_t>(pixels_[entry], 0) + pixels;
+      return;
     }
+    const int64_t entry = label - kFirstLabel;
+    pixels_[entry] = std::max<int64_t>(pixels_[entry], 0) + pixels;
+    begin_ = std::min(begin_, entry);
+    end_ = std::max(end_, entry + 1);
   }
   // Adds `length` labels, counted as `weight` pixels each. Labels come in runs: the table is touched once a run.
   void add_run(const int64_t* labels, int64_t length, int64_t weight) {
@@ -239,7 +241,7 @@ class LabelCounts {
     add(labels[start], (length - start) * weight);
   }
   void merge(const LabelCounts& other) {
-    for (int64_t entry = 0; entry < kLabels; ++entry) {
+    for (int64_t entry = other.begin_; entry < other.end_; ++entry) {
       if (other.pixels_[entry] != kAbsent) {
         add(entry + kFirstLabel, other.pixels_[entry]);
       }
@@ -251,6 +253,8 @@ class LabelCounts {
 
  private:
   std::vector<int64_t> pixels_;
+  int64_t begin_ = kLabels;  // entries from here to end_ are in use
+  int64_t end_ = 0;
   bool out_of_range_ = false;
 };
 
@@ -303,8 +307,7 @@ void paint_stuff(const std::vector<uint64_t>& painted, const int64_t* labels, co
       const int64_t first = word * kWordPixels;
       for_each_run(free_pixels(painted[word], pixels - first), [&](int at, int run) {
         for (int64_t i = first + at; i < first + at + run; ++i) {
-          const int64_t entry = labels[i] - kFirstLabel;
-          panoptic[i] = entry >= 0 && entry < kLabels ? id_of_label[entry] : 0;
+          panoptic[i] = is_label(labels[i]) ? id_of_label[labels[i] - kFirstLabel] : 0;
         }
       });
     }

@@ -154,13 +154,12 @@ __global__ void claim_pixels(Instances instances, const int64_t* order, const do
 
 // How often each label occurs on free pixels; kAbsent where it does not occur.
 __device__ void count_label(int64_t* label_pixels, int64_t label, int64_t pixels, int64_t* out_of_range) {
-  const int64_t entry = label - kFirstLabel;
-  if (entry < 0 || entry >= kLabels) {
+  if (!is_label(label)) {
     *out_of_range = 1;  // whoever writes, writes the same
     return;
   }
-  // kAbsent is -1: whoever finds it first adds 1 more. All others find a number that is not negative any more.
-  auto* address = reinterpret_cast<unsigned long long*>(label_pixels + entry);
+  // Whoever comes first makes 0 of kAbsent; nobody finds kAbsent later.
+  auto* address = reinterpret_cast<unsigned long long*>(label_pixels + (label - kFirstLabel));
   atomicCAS(address, static_cast<unsigned long long>(kAbsent), 0ull);
   if (pixels > 0) {
     atomicAdd(address, static_cast<unsigned long long>(pixels));
@@ -255,9 +254,8 @@ __global__ void number_stuff(const int64_t* label_pixels, int64_t stuff_area_lim
 __global__ void paint_stuff(const int64_t* labels, const int32_t* id_of_label, int64_t pixels, int32_t* panoptic) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t pixel = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; pixel < pixels; pixel += step) {
-    const int64_t entry = labels[pixel] - kFirstLabel;
-    if (panoptic[pixel] == 0 && entry >= 0 && entry < kLabels) {
-      panoptic[pixel] = id_of_label[entry];
+    if (panoptic[pixel] == 0 && is_label(labels[pixel])) {
+      panoptic[pixel] = id_of_label[labels[pixel] - kFirstLabel];
     }
   }
 }
@@ -277,7 +275,7 @@ void remove_things_labels(at::IntArrayRef things_labels, int64_t* label_pixels, 
     }
   };
   for (const int64_t label : things_labels) {
-    if (label >= kFirstLabel && label < kFirstLabel + kLabels) {
+    if (is_label(label)) {
       list.labels[list.count++] = static_cast<int32_t>(label);
       if (list.count == LabelList::kCapacity) {
         flush();

@@ -75,6 +75,8 @@ class TestPanopticMerge(OperatorTester):
             ("sem_seg", sem_seg == 0, TypeError),
             ("sem_seg", sem_seg + 40_000, ValueError),
             ("sem_seg", sem_seg - 40_000, ValueError),
+            ("sem_seg", torch.full_like(sem_seg, 2**63 - 1), ValueError),
+            ("sem_seg", torch.full_like(sem_seg, -(2**63)), ValueError),
         ]
         cases = {}
         options = (0.5, 4096, 0.5, 0.5, [0])
