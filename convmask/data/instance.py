@@ -126,7 +126,7 @@ def _group_by_image(json_file: str, annotations: Iterable[Any]) -> dict[Any, lis
 
 def _sorted_images(json_file: str, images: list[Any]) -> list[Any]:
     try:
-        return sorted(images, key=lambda image: image["id"])
+        return [image for _, image in sorted({image["id"]: image for image in images}.items())]
     except (KeyError, TypeError) as error:
         raise DatasetError(f"{json_file}: images: an entry has no usable id ({error})") from error
 

@@ -11,6 +11,8 @@ import pycocotools.mask as mask_util
 
 from convmask.data.errors import DatasetError
 
+_LARGEST_RUN = 1 << 48
+
 
 def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray:
     """The run lengths of an RLE in COCO's compressed (text) or uncompressed (list) form, int64.
@@ -19,10 +21,9 @@ def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray:
         DatasetError: the text is no compressed RLE, or the list does not hold integers.
     """
     if not isinstance(counts, (str, bytes)):
-        runs = np.asarray(counts)
-        if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
+        if not all(isinstance(count, (int, np.integer)) and abs(count) <= _LARGEST_RUN for count in counts):
             raise DatasetError("RLE counts are not a list of integers")
-        return runs.astype(np.int64)
+        return np.asarray(counts, dtype=np.int64)
     # Five bits a character from the lowest on; bit 5 says that more follow, bit 4 of the last one is the sign.
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else counts
