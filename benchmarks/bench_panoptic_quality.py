@@ -40,7 +40,7 @@ SEGMENTS = 20
 
 
 def wobbly_regions(rng: np.random.Generator, shape: tuple[int, int], count: int) -> np.ndarray:
-    """(H, W) labels 0 to count - 1: the nearest of ``count`` random points, in coordinates that waver like real borders.
+    """(H, W) labels 0 to count - 1: the nearest of ``count`` random points, in coordinates that waver as borders do.
 
     Args:
         rng: draws the points and the noise.

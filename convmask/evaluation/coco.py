@@ -254,7 +254,8 @@ def panoptic_to_coco(
     height, width = image.runs.shape
     things = np.flatnonzero(categories.isthing[image.categories])
     masks = encode_masks(image.runs.decode(), image.ids[things].tolist())
-    areas = mask_util.area(masks) if masks else []
+    # One by one: pycocotools 2.0 with numpy 2 fails on a list of more than 255 masks.
+    areas = [mask_util.area(mask) for mask in masks]
     boxes = mask_util.toBbox(masks) if masks else []
     annotations = [
         {

@@ -128,6 +128,17 @@ def test_detection_limit(nuclei_like, limit, expected):
         assert math.isnan(result[task]["APl"]) and math.isnan(result[task]["APm"])
 
 
+def test_image_with_more_instances_than_a_byte_counts(tmp_path, registered):
+    id_map = np.arange(1, 301, dtype=np.int32).reshape(15, 20).repeat(2, axis=0)
+    segments = [{"id": i, "category_id": 3, "iscrowd": 0, "area": 2, "bbox": [0, 0, 1, 2]} for i in range(1, 301)]
+    write_panoptic_set(tmp_path, [(id_map, segments)], CATEGORIES[:1])
+    name = registered("three_hundred_things")
+    register_panoptic(name, tmp_path / "images", tmp_path / "panoptic.json", tmp_path / "panoptic")
+    masks = np.array([id_map == segment["id"] for segment in segments])
+    output = instances_output(masks, [0] * 300, np.linspace(1, 0.5, 300).tolist())
+    assert run(COCOEvaluator(name, max_dets_per_image=400), name, [output])["segm"]["AP"] == pytest.approx(100)
+
+
 def test_no_detection_is_zero_not_nan(small_set):
     name, _, images = small_set
     outputs = [instances_output(np.zeros((0, *image[0].shape), dtype=bool), [], []) for image in images]
