@@ -113,7 +113,7 @@ def _build_command(*, fatal: bool) -> type:
             except Exception as error:
                 if fatal:
                     raise
-                _say(f"not built, the install goes on without them: {error}")
+                _say(f"not built, the install goes on without them: {str(error).strip()}")
                 self.extensions = []
                 return
             cuda = any(source.endswith(".cu") for e in self.extensions for source in e.sources)

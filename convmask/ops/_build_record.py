@@ -45,6 +45,8 @@ def read_record(folder: Path) -> dict[str, str | None]:
     """
     try:
         record = json.loads((folder / NAME).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"there is no build record {NAME}: their last build did not finish") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"their build record {NAME} cannot be read ({error})") from None
     if not isinstance(record, dict) or not {"torch", "cuda", "sources"} <= record.keys():
