@@ -53,6 +53,8 @@ def add_convmask_config(cfg: CfgNode) -> None:
     cfg.TEST.AP_MAX_DETECTIONS = 100
     # Panoptic evaluation also writes COCO's panoptic PNG files and json, ready for submission, into the output folder.
     cfg.TEST.DUMP_PANOPTIC = False
+    # Semantic evaluation also writes sem_seg_predictions.json, in Detectron2's format, into the output folder.
+    cfg.TEST.DUMP_SEMANTIC = False
     # Keeps decoded panoptic annotations in memory (some 50 kB an image of COCO) for every evaluation of this process.
     cfg.TEST.CACHE_GROUND_TRUTH = False
 

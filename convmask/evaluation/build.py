@@ -24,8 +24,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     predict. Detectron2's types of datasets get the same evaluators where there are such, else Detectron2's own.
 
     Args:
-        cfg: reads ``TEST.AP_MAX_DETECTIONS``, ``TEST.DUMP_PANOPTIC``, ``TEST.CACHE_GROUND_TRUTH`` and
-            ``INPUT.SEMANTIC_LAYOUT``.
+        cfg: reads ``TEST.AP_MAX_DETECTIONS``, ``TEST.DUMP_PANOPTIC``, ``TEST.DUMP_SEMANTIC``,
+            ``TEST.CACHE_GROUND_TRUTH`` and ``INPUT.SEMANTIC_LAYOUT``.
         dataset_name: a registered dataset.
         output_dir: for predictions in COCO's formats; by default nothing is written.
 
@@ -64,6 +64,17 @@ def _coco(
     return COCOEvaluator(dataset_name, output_dir=output_dir, max_dets_per_image=limit, ground_truth=ground_truth)
 
 
+def _semantic(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None, ground_truth: PanopticGroundTruth | None = None
+) -> DatasetEvaluator:
+    return SemSegEvaluator(
+        dataset_name,
+        output_dir=output_dir if cfg.TEST.DUMP_SEMANTIC else None,
+        layout=cfg.INPUT.SEMANTIC_LAYOUT,
+        ground_truth=ground_truth,
+    )
+
+
 def _panoptic_of(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> list[DatasetEvaluator]:
     """All three, which share one reading of the annotations."""
     ground_truth = _ground_truth(cfg, dataset_name)
@@ -71,7 +82,7 @@ def _panoptic_of(cfg: CfgNode, dataset_name: str, output_dir: str | None) -> lis
     return [
         PanopticEvaluator(dataset_name, output_dir, dump=dump, ground_truth=ground_truth),
         _coco(cfg, dataset_name, output_dir, ground_truth),
-        SemSegEvaluator(dataset_name, layout=cfg.INPUT.SEMANTIC_LAYOUT, ground_truth=ground_truth),
+        _semantic(cfg, dataset_name, output_dir, ground_truth),
     ]
 
 
@@ -87,7 +98,7 @@ _BUILDERS: dict[str, EvaluatorBuilder] = {
     "convmask_panoptic": _panoptic_of,
     "coco_panoptic_seg": _panoptic_of,
     "coco": lambda cfg, name, output_dir: [_coco(cfg, name, output_dir)],
-    "sem_seg": lambda cfg, name, output_dir: [SemSegEvaluator(name, layout=cfg.INPUT.SEMANTIC_LAYOUT)],
+    "sem_seg": lambda cfg, name, output_dir: [_semantic(cfg, name, output_dir)],
     "cityscapes_panoptic_seg": _cityscapes_panoptic,
     "cityscapes_instance": lambda cfg, name, output_dir: [detectron2_evaluation.CityscapesInstanceEvaluator(name)],
     "cityscapes_sem_seg": lambda cfg, name, output_dir: [detectron2_evaluation.CityscapesSemSegEvaluator(name)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from convmask.data.errors import DatasetError
 from convmask.data.images import read_semantic_map
 from convmask.evaluation.ground_truth import PanopticGroundTruth
 from convmask.evaluation.runs import position_of
+from convmask.evaluation.semantic_dump import encode_labels, write_labels
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class SemSegEvaluator(DatasetEvaluator):
             dataset_name: name in Detectron2's catalogs, with ``sem_seg_file_name`` in its dicts or with panoptic
                 annotations.
             distributed: add up the counts of all processes. Otherwise this process has seen the whole dataset.
-            output_dir: not used; there for the call to be the same as that of Detectron2's evaluator.
+            output_dir: a folder for ``sem_seg_predictions.json``, in the format of Detectron2's evaluator.
             layout: the labels of a panoptic dataset: "separated" (0 is any thing, stuff from 1 on) or "all".
             ground_truth: of a panoptic dataset, shared with other evaluators; made here by default.
 
@@ -64,6 +66,8 @@ class SemSegEvaluator(DatasetEvaluator):
             list(metadata.stuff_classes) if categories is None else categories.semantic_classes(layout)
         )
         self._label_files: dict[str, str] | None = None
+        self._output_dir = output_dir
+        self._category_ids = _category_ids(metadata, layout) if output_dir else {}
         self.reset()
 
     def reset(self) -> None:
@@ -72,6 +76,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._confusion = np.zeros((len(self._class_names), len(self._class_names) + 1), dtype=np.int64)
         self._skipped = False
         self._images = 0
+        self._dumped: list[dict[str, Any]] = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Counts the pixels of a batch.
@@ -106,6 +111,8 @@ class SemSegEvaluator(DatasetEvaluator):
             cell = predicted.reshape(-1) * columns + truth.reshape(-1)
             self._confusion += np.bincount(cell, minlength=self._confusion.size).reshape(self._confusion.shape)
             self._images += 1
+            if self._output_dir:
+                self._dumped += encode_labels(predicted, given["file_name"], self._category_ids)
 
     def _true_labels(self, given: Mapping[str, Any]) -> np.ndarray:
         """(H, W) labels 0 to C-1, and C where a pixel does not count."""
@@ -136,7 +143,7 @@ class SemSegEvaluator(DatasetEvaluator):
             for a class without ground truth; None in other processes than the first; empty where the model gives no
             semantic output.
         """
-        gathered = [(self._confusion, self._skipped, self._images)]
+        gathered = [(self._confusion, self._skipped, self._images, self._dumped)]
         if self._distributed:
             comm.synchronize()
             gathered = comm.gather(gathered[0], dst=0)
@@ -144,6 +151,8 @@ class SemSegEvaluator(DatasetEvaluator):
                 return None
         if not any(part[2] for part in gathered) and any(part[1] for part in gathered):
             return OrderedDict()
+        if self._output_dir:
+            write_labels(self._output_dir, list(itertools.chain.from_iterable(part[3] for part in gathered)))
         results = semantic_metrics(np.sum([part[0] for part in gathered], axis=0), self._class_names)
         totals = {name: results[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")}
         _logger.info("Semantic segmentation:\n%s", create_small_table(totals))
@@ -179,6 +188,17 @@ def _semantic_labels(ground_truth: PanopticGroundTruth, layout: SemanticLayout) 
     of_thing = {} if metadata.stuff_classes[0] == "things" else metadata.thing_dataset_id_to_contiguous_id
     label_of = {**of_thing, **metadata.stuff_dataset_id_to_contiguous_id}
     return np.array([label_of.get(identity, 0) for identity in ids], dtype=np.int64)
+
+
+def _category_ids(metadata: Any, layout: SemanticLayout) -> dict[int, int]:
+    """Semantic label to the dataset's category id; labels of a dataset that has no such ids stand for themselves."""
+    categories = metadata.get("categories")
+    if categories is not None and layout == "all":
+        return dict(enumerate(categories.all_order))
+    label_of_id = metadata.get("stuff_dataset_id_to_contiguous_id")
+    if label_of_id is None:
+        return {label: label for label in range(len(metadata.stuff_classes))}
+    return {label: identity for identity, label in label_of_id.items()}
 
 
 def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
