@@ -25,6 +25,9 @@ def add_panoptic_fpn_config(cfg: CfgNode) -> None:
     node.AGGREGATION = "sum"
     # 3x3 convolutions before each upsampling in the semantic branch: 1, or 2 as in the paper's COCO-Stuff entry.
     node.CONVS_PER_STAGE = 1
+    # Standard deviation of the semantic predictor's initial weights. 0.0: Detectron2's sqrt(2 / classes), with which a
+    # few classes begin with a loss of about 10, and a short training suffers.
+    node.PREDICTOR_STD = 0.0
     # The FPN's output convolutions have two groups: the first half of the channels feeds the instance branch alone, the
     # second half the semantic branch.
     node.GROUPED_FPN = False

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn import weight_init
+from torch import nn
 from torch.nn import functional as F
 
 from convmask.layers import SemanticFPN
@@ -32,6 +33,7 @@ class PanopticFPNSemSegHead(SemanticFPN):
         num_classes: int,
         loss_weight: float = 1.0,
         ignore_value: int = 255,
+        predictor_std: float = 0.0,
         **branch: Any,
     ) -> None:
         """Adds the predictor to the branch.
@@ -41,12 +43,15 @@ class PanopticFPNSemSegHead(SemanticFPN):
             num_classes: semantic labels, "things" included where there is one.
             loss_weight: factor of the loss.
             ignore_value: label of the pixels that have no loss.
+            predictor_std: standard deviation of the predictor's initial weights; 0.0: sqrt(2 / num_classes).
         """
         super().__init__(input_shape, **branch)
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
         self.predictor = Conv2d(self.out_channels, num_classes, kernel_size=1)
         weight_init.c2_msra_fill(self.predictor)
+        if predictor_std > 0:
+            nn.init.normal_(self.predictor.weight, std=predictor_std)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -57,6 +62,7 @@ class PanopticFPNSemSegHead(SemanticFPN):
             "num_classes": node.NUM_CLASSES,
             "loss_weight": node.LOSS_WEIGHT,
             "ignore_value": node.IGNORE_VALUE,
+            "predictor_std": cfg.MODEL.PANOPTIC_FPN.PREDICTOR_STD,
             "conv_dims": node.CONVS_DIM,
             "common_stride": node.COMMON_STRIDE,
             "norm": node.NORM,

@@ -67,6 +67,15 @@ def test_semantic_branch_variants(small_cfg: MakeCfg, random_inputs: MakeInputs,
     assert all(p.grad.abs().sum() > 0 for p in model.sem_seg_head.parameters())
 
 
+def test_initial_weights_of_the_predictor(small_cfg: MakeCfg) -> None:
+    detectron2s, faint = (
+        build(small_cfg(f"{NODE}.TASK", "semantic", f"{NODE}.PREDICTOR_STD", std)).sem_seg_head for std in (0.0, 0.01)
+    )
+    assert detectron2s.predictor.weight.std().item() == pytest.approx((2 / 4) ** 0.5, rel=0.2)
+    assert faint.predictor.weight.std().item() == pytest.approx(0.01, rel=0.2)
+    assert torch.equal(detectron2s.p2[0].weight, faint.p2[0].weight)
+
+
 @pytest.mark.parametrize("overrides", [(), CASCADE])
 def test_task_weights_reach_every_loss(small_cfg: MakeCfg, random_inputs: MakeInputs, overrides: tuple) -> None:
     inputs = random_inputs()
