@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from convmask.data.errors import DatasetError
 from convmask.data.images import read_image
 from convmask.demo import CocoResults, VideoReader, VideoWriter, demo_config, draw, find_inputs
-from convmask.demo.sources import output_names
+from convmask.demo.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, output_names
 from convmask.engine import ConfigError, Predictor, one_line_errors
 from convmask.visualization import save_image
 
@@ -114,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
     videos: list[Path | int] = [*inputs.videos]
     videos += [Path(args.video_input)] if args.video_input else []
     videos += [args.webcam] if args.webcam is not None else []
+    if Path(args.output).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        raise ConfigError(f"--output {args.output}: give a folder; files in it are named after the inputs")
     if not inputs.images and not videos:
         found = f"nothing found for {', '.join(inputs.missing)}" if inputs.missing else "nothing to do"
         raise ConfigError(f"{found}: give --input, --video-input or --webcam")

@@ -31,9 +31,8 @@ def default_scale(height: int, width: int) -> int:
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
     """Scales an image (H, W, 3) uint8 to (scale H, scale W, 3)."""
-    if scale == 1:
-        return np.ascontiguousarray(image)
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    image = np.ascontiguousarray(image)
+    return image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
 def draw_prediction(

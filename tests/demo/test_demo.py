@@ -86,6 +86,12 @@ def test_no_input_is_an_error(script: Script, tmp_path: Path, capsys: pytest.Cap
     assert "none.png" in capsys.readouterr().err
 
 
+def test_a_file_as_output_is_an_error(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script("demo").main(["--config-file", "any.yaml", "--input", "a.png", "--output", "result.jpg"])
+    assert "--output result.jpg: give a folder" in capsys.readouterr().err
+
+
 def test_a_config_without_weights_is_an_error(repository: Path) -> None:
     with pytest.raises(ConfigError, match="names no weights"):
         demo_config("quick/panoptic_fpn_synthetic.yaml")
