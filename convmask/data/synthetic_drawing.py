@@ -33,7 +33,7 @@ PALETTE = np.array(
 )
 
 # The length of one period of a texture, in pixels: least and greatest.
-_PERIODS = {"stripes": (8, 13), "checker": (15, 23), "dots": (10, 14), "grain": (3, 3)}
+_PERIODS = {"stripes": (11, 17), "checker": (22, 32), "dots": (14, 19), "grain": (4, 4)}
 
 
 def _rotated_phases(rng: np.random.Generator, height: int, width: int, period: int) -> tuple[IntArray, IntArray]:

@@ -48,7 +48,7 @@ class Recipe:
     """Also tiny and image-filling objects, empty images and crowd regions, by turns."""
 
 
-MODERATE = Recipe((112, 116, 120, 124, 128), (2, 6), (20, 54), 75, 15)
+MODERATE = Recipe((112, 116, 120, 124, 128), (2, 6), (22, 56), 75, 15)
 HARD = Recipe((64, 96, 112, 128, 160), (8, 24), (10, 70), 0, 50, hard=True)
 
 
