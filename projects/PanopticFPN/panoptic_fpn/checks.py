@@ -16,6 +16,10 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError(f"{prefix}.TASK {node.TASK!r} is not one of {', '.join(TASKS)}")
     if node.TRAINING not in TRAININGS:
         raise ValueError(f"{prefix}.TRAINING {node.TRAINING!r} is not one of {', '.join(TRAININGS)}")
+    needed = {"panoptic": ("instances", "sem_seg"), "instance": ("instances",), "semantic": ("sem_seg",)}[node.TASK]
+    absent = [target for target in needed if target not in cfg.INPUT.TARGETS]
+    if absent:
+        raise ValueError(f"{prefix}.TASK {node.TASK!r} needs {absent[0]!r} in INPUT.TARGETS")
     if node.TASK != "panoptic" and node.TRAINING == "alternating":
         raise ValueError(f"{prefix}.TRAINING 'alternating' needs two branches, but {prefix}.TASK is {node.TASK!r}")
     if node.TASK != "panoptic" and node.GROUPED_FPN:

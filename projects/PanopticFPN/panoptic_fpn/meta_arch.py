@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from convmask.inference import panoptic_segmentation
 
-from .checks import check_config
+from .checks import TRAININGS, check_config
 from .classes import stuff_labels
 from .grouped_fpn import group_output_convs, half_shapes, split_features
 from .heads import PanopticFPNSemSegHead
@@ -71,8 +71,13 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
             combine_score_threshold: of instances.
             stuff_labels: None where label 0 is "things" and the others are stuff.
             detector: arguments of :class:`GeneralizedRCNN`; ``roi_heads`` None for Semantic FPN alone.
+
+        Raises:
+            ValueError: an unknown ``training``.
         """
         super().__init__(**detector)
+        if training not in TRAININGS:
+            raise ValueError(f"training is {training!r}, not one of {', '.join(TRAININGS)}")
         self.sem_seg_head = sem_seg_head
         self.alternating = training == "alternating"
         self.instance_task_weight = instance_task_weight

@@ -239,6 +239,7 @@ def test_images_of_different_sizes(small_cfg: MakeCfg, random_inputs: MakeInputs
         ((f"{NODE}.TASK", "things"), "TASK 'things' is not one of panoptic, instance, semantic"),
         ((f"{NODE}.TRAINING", "both"), "TRAINING 'both' is not one of"),
         ((f"{NODE}.TRAINING", "alternating", f"{NODE}.TASK", "semantic"), "needs two branches"),
+        (("INPUT.TARGETS", ("instances",)), "needs 'sem_seg' in INPUT.TARGETS"),
         ((f"{NODE}.GROUPED_FPN", True, f"{NODE}.TASK", "instance"), "needs two branches"),
         (("MODEL.MASK_ON", False), "needs instance masks, but MODEL.MASK_ON is False"),
         (("INPUT.SEMANTIC_LAYOUT", "all", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3), "NUM_CLASSES is 3"),
