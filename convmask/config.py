@@ -20,6 +20,13 @@ def add_convmask_config(cfg: CfgNode) -> None:
     # sets to something else is then an error.
     cfg.MODEL.NUM_CLASSES_FROM_DATASET = True
 
+    # The backbone "build_narrow_resnet_fpn_backbone" of the quick configs.
+    cfg.MODEL.NARROW_RESNET = CfgNode()
+    # Channels of the stem and of res2; each later stage has twice as many. 64 is ResNet-18.
+    cfg.MODEL.NARROW_RESNET.WIDTH = 32
+    # Normalisation, any that detectron2.layers.get_norm knows; frozen statistics do not learn from scratch.
+    cfg.MODEL.NARROW_RESNET.NORM = "BN"
+
     # A random crop (INPUT.CROP) is drawn so that at least one instance stays in it, where the image has any.
     cfg.INPUT.CROP.REQUIRE_INSTANCE = False
     # A random crop is drawn anew (10 times at most) while one semantic class fills more than this share of it.
