@@ -28,7 +28,7 @@ from tabulate import tabulate
 from torch import nn
 
 from convmask.engine import load_config, one_line_errors, prepare
-from convmask.evaluation.panoptic_dump import write_atomically
+from convmask.utils.files import write_atomically
 
 TASKS = ("params", "flops", "activations")
 UNITS = {"params": ("parameters, 10^6", 1e6), "flops": ("FLOPs, 10^9", 1e9), "activations": ("activations, 10^6", 1e6)}

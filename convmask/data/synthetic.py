@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -44,6 +42,7 @@ from convmask.data.synthetic_layout import (
     Recipe,
     draw_layout,
 )
+from convmask.utils.files import write_atomically
 
 PREFIX = "synthetic://"
 
@@ -171,9 +170,7 @@ class SyntheticPathHandler(PathHandler):
         if force or not local.is_file():
             content = self._encoded(path)
             local.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=local.parent, delete=False) as file:
-                file.write(content)
-            os.replace(file.name, local)
+            write_atomically(local, content)
         return str(local)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:

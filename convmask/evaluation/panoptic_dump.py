@@ -5,31 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
+from convmask.utils.files import write_atomically
+
 MAX_ID = 256**3 - 1
-
-
-def write_atomically(path: str, content: bytes) -> None:
-    """Writes a file under a temporary name beside ``path``, then renames it."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes files that only their owner can read.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def encode_panoptic_png(id_map: np.ndarray) -> bytes:
@@ -55,16 +41,22 @@ class PanopticDump:
     def __init__(self, output_dir: str, records: Mapping[Hashable, Mapping[str, Any]]) -> None:
         """Takes a local folder and the dataset's records by image id, each with the "file_name" of the image.
 
-        A PNG bears the name of its image; where two images of the dataset have one name, the image id.
+        A PNG bears the name of its image; where two images of the dataset have one name, also the image id.
+
+        Raises:
+            ValueError: two images have names and ids that give one name for a PNG.
         """
         self.folder = os.path.join(output_dir, "panoptic_predictions")
         self.json_file = self.folder + ".json"
         stems = {image_id: _stem(record["file_name"]) for image_id, record in records.items()}
         occurrences = Counter(stems.values())
         self._names = {
-            image_id: stem if occurrences[stem] == 1 else f"{stem}_{_stem(str(image_id))}"
+            image_id: stem if occurrences[stem] == 1 else f"{stem}_{quote(str(image_id), safe=' ')}"
             for image_id, stem in stems.items()
         }
+        twice = [name for name, times in Counter(self._names.values()).items() if times > 1]
+        if twice:
+            raise ValueError(f"panoptic predictions of two images would both be named {twice[0]}.png")
 
     def start(self, remove_json: bool) -> None:
         """Makes the folder; one process also removes the json of an earlier evaluation, which will not fit the PNGs."""

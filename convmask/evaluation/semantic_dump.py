@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from convmask.evaluation.panoptic_dump import write_atomically
 from convmask.evaluation.runs import encode_masks
+from convmask.utils.files import write_atomically
 
 FILE_NAME = "sem_seg_predictions.json"
 

@@ -20,6 +20,7 @@ from convmask.data.errors import DatasetError
 from convmask.data.panoptic import register_panoptic
 from convmask.evaluation import PanopticEvaluator
 from convmask.evaluation.ground_truth import PanopticGroundTruth
+from convmask.evaluation.panoptic_dump import PanopticDump
 
 from .model_outputs import inputs_of, panoptic_output, perturbed_outputs
 from .oracle import CATEGORIES
@@ -84,6 +85,18 @@ def test_images_of_one_name_get_files_of_their_own(small_set, tmp_path, register
     outputs, _ = perturbed_outputs(name, images, seed=2)
     run(PanopticEvaluator(other, str(tmp_path), dump=True), other, outputs)
     assert len(list((tmp_path / "panoptic_predictions").glob("*.png"))) == len(images)
+
+
+def test_ids_of_text_give_names_of_their_own(tmp_path):
+    records = {name: {"file_name": f"{name}.jpg"} for name in ("a/1", "b/1", "b/2")}
+    dump = PanopticDump(str(tmp_path), records)
+    dump.start(remove_json=True)
+    names = [dump.write_image(name, np.zeros((2, 2), dtype=np.int32), [])["file_name"] for name in records]
+    assert len(set(names)) == 3
+    assert {path.name for path in (tmp_path / "panoptic_predictions").iterdir()} == set(names)
+    records = {2: {"file_name": "x/a.jpg"}, 3: {"file_name": "y/a.jpg"}, 4: {"file_name": "a_3.jpg"}}
+    with pytest.raises(ValueError, match="both be named a_3"):
+        PanopticDump(str(tmp_path), records)
 
 
 def test_dump_refuses_ids_beyond_24_bits_and_a_missing_folder(small_set, tmp_path):
