@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from torch.utils.data import DataLoader
 
+from convmask.data.errors import DatasetError
 from convmask.data.mapper import PanopticDatasetMapper
 
 Mapper = Callable[[dict[str, Any]], Any]
@@ -16,6 +17,9 @@ Mapper = Callable[[dict[str, Any]], Any]
 
 def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> Any:
     """An endless stream of shuffled batches of ``DATASETS.TRAIN``.
+
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out images without instances only where ``INPUT.TARGETS`` asks for
+    instances.
 
     Args:
         cfg: DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH (of all processes).
@@ -25,9 +29,22 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> Any:
         An iterable of lists of dicts, as :class:`PanopticDatasetMapper` returns them.
 
     Raises:
-        KeyError, DatasetError: a dataset is not registered, or cannot be read.
+        KeyError, DatasetError: a dataset is not registered, cannot be read, or has no image left.
     """
-    return build_detection_train_loader(cfg, mapper=mapper or PanopticDatasetMapper(cfg, True))
+    mapper = mapper or PanopticDatasetMapper(cfg, True)
+    if "instances" not in cfg.INPUT.TARGETS:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    try:
+        return build_detection_train_loader(cfg, mapper=mapper)
+    except AssertionError as error:
+        if "No valid data" not in str(error):
+            raise
+        raise DatasetError(
+            f"datasets {', '.join(cfg.DATASETS.TRAIN)}: no image has an instance, and "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out those without"
+        ) from error
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None) -> DataLoader[Any]:

@@ -101,7 +101,8 @@ def load_panoptic(
         One dict an annotated image: ``file_name``, ``image_id``, ``height``, ``width``, ``pan_seg_file_name``;
         ``segments_info``, dicts of ``id``, ``category_id`` (contiguous: things 0 to T-1, stuff 1 to S), ``isthing``,
         ``iscrowd``, ``area``, ``bbox``, ``bbox_mode``; and ``annotations``, one for each thing segment: ``bbox``,
-        ``bbox_mode``, ``category_id``, ``iscrowd``, ``segment_id``. Masks are in the PNG file only.
+        ``bbox_mode``, ``category_id``, ``iscrowd``, ``segment_id``. Masks are in the PNG file only. A dataset whose
+        categories are all stuff has no ``annotations``: Detectron2 takes them for instances that are missing.
 
     Raises:
         DatasetError: the json is missing, broken, or lacks a field.
@@ -160,6 +161,7 @@ class _Converter:
     ) -> None:
         self.image_root, self.panoptic_json, self.panoptic_root = image_root, panoptic_json, panoptic_root
         self.image_path = image_path or (lambda image: image["file_name"])
+        self.has_things = categories.num_things > 0
         self.classes = {
             **{identity: (index, True) for identity, index in categories.thing_ids.items()},
             **{identity: (index, False) for identity, index in categories.stuff_ids.items()},
@@ -184,17 +186,18 @@ class _Converter:
             }
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise DatasetError(f"{self.panoptic_json}: {self.explain(images, annotation, error)}") from error
-        record["annotations"] = [
-            {
-                "bbox": segment["bbox"],
-                "bbox_mode": segment["bbox_mode"],
-                "category_id": segment["category_id"],
-                "iscrowd": segment["iscrowd"],
-                "segment_id": segment["id"],
-            }
-            for segment in record["segments_info"]
-            if segment["isthing"]
-        ]
+        if self.has_things:
+            record["annotations"] = [
+                {
+                    "bbox": segment["bbox"],
+                    "bbox_mode": segment["bbox_mode"],
+                    "category_id": segment["category_id"],
+                    "iscrowd": segment["iscrowd"],
+                    "segment_id": segment["id"],
+                }
+                for segment in record["segments_info"]
+                if segment["isthing"]
+            ]
         return record
 
     def segment(self, segment: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -10,7 +11,9 @@ from detectron2.data import DatasetCatalog
 
 import convmask.data  # noqa: F401
 from convmask.config import get_cfg
+from convmask.data.errors import DatasetError
 from convmask.data.loader import build_test_loader, build_train_loader
+from convmask.data.panoptic import register_panoptic
 
 
 @pytest.fixture
@@ -60,3 +63,61 @@ def test_a_mapper_of_ones_own(cfg: CfgNode) -> None:
 def test_an_unknown_dataset_is_an_error(cfg: CfgNode) -> None:
     with pytest.raises(KeyError, match="nothing_val"):
         build_test_loader(cfg, "nothing_val")
+
+
+def _without_things(panoptic_set: Any, categories: bool) -> None:
+    """Makes the first image one of stuff alone; with ``categories`` every image and the list of categories, too."""
+    content = panoptic_set.content
+    things = {category["id"] for category in content["categories"] if category["isthing"]}
+    for index, annotation in enumerate(content["annotations"]):
+        if index == 0 or categories:
+            gone = {segment["id"] for segment in annotation["segments_info"] if segment["category_id"] in things}
+            annotation["segments_info"] = [s for s in annotation["segments_info"] if s["id"] not in gone]
+            panoptic_set.maps[index][np.isin(panoptic_set.maps[index], list(gone))] = 0
+    if categories:
+        content["categories"] = [category for category in content["categories"] if not category["isthing"]]
+    register_panoptic("loader_set", *panoptic_set.write().paths)
+
+
+@pytest.fixture
+def small(cfg: CfgNode) -> CfgNode:
+    cfg.DATASETS.TRAIN = ("loader_set",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    cfg.freeze()
+    return cfg
+
+
+def _some_ids(cfg: CfgNode) -> set[Any]:
+    return {batch[0]["image_id"] for batch in itertools.islice(build_train_loader(cfg), 6)}
+
+
+def test_images_of_stuff_alone_are_left_out_only_where_instances_are_asked_for(
+    small: CfgNode, panoptic_set: Any
+) -> None:
+    _without_things(panoptic_set, categories=False)
+    assert len(_some_ids(small)) == 1
+    small.defrost()
+    small.INPUT.TARGETS = ("sem_seg",)
+    small.freeze()
+    assert len(_some_ids(small)) == 2
+    assert small.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+
+
+@pytest.mark.parametrize("targets", [("sem_seg",), ("instances", "sem_seg")])
+def test_a_panoptic_set_without_thing_categories(small: CfgNode, panoptic_set: Any, targets: tuple[str, ...]) -> None:
+    _without_things(panoptic_set, categories=True)
+    small.defrost()
+    small.INPUT.TARGETS = targets
+    assert len(_some_ids(small)) == 2
+
+
+def test_no_image_left_is_an_error_that_names_the_reason(small: CfgNode, panoptic_set: Any) -> None:
+    _without_things(panoptic_set, categories=False)
+    for annotation in panoptic_set.content["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["iscrowd"] = 1
+    panoptic_set.write()
+    with pytest.raises(DatasetError, match="loader_set: no image has an instance, and DATALOADER"):
+        build_train_loader(small)
