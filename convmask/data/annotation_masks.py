@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 import torch
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from scipy import ndimage
 
 from convmask.data.errors import DatasetError
@@ -21,6 +21,8 @@ from convmask.data.masks import BoolArray, IntArray, make_instances, segment_ind
 from convmask.data.rle import checked_polygons, checked_rle
 
 Box = tuple[slice, slice]
+
+_XYXY = BoxMode.XYXY_ABS
 
 
 def _rasterise_polygons(
@@ -151,6 +153,58 @@ def instances_from_annotations(
     for identity, box, part in layers.transformed(transforms):
         parts[identity - 1] = box, part
     return _assemble(parts, annotations, target_size)
+
+
+def has_masks(annotations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the annotations of an image are more than boxes. Crowds are never targets and do not count."""
+    counted = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+    return not counted or any(annotation.get("segmentation") is not None for annotation in counted)
+
+
+def box_polygon(annotation: Mapping[str, Any]) -> list[list[float]]:
+    """The box of an annotation as a COCO polygon.
+
+    Raises:
+        DatasetError: the box is missing or malformed.
+    """
+    try:
+        x0, y0, x1, y1 = BoxMode.convert([float(v) for v in annotation["bbox"]], annotation["bbox_mode"], _XYXY)
+    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise DatasetError(f"bbox is missing or malformed ({error!r:.80})") from error
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+def instances_from_boxes(
+    annotations: Sequence[Mapping[str, Any]], transforms: T.Transform | T.TransformList, target_size: tuple[int, int]
+) -> Instances:
+    """The instances of annotations that are boxes alone, in their order; crowds and vanished ones are left out.
+
+    Args:
+        annotations: dicts with ``bbox``, ``bbox_mode``, ``category_id`` and optionally ``iscrowd``.
+        transforms: as applied to the image.
+        target_size: (H', W').
+
+    Returns:
+        Instances of image size (H', W') with ``gt_boxes``, cut at the border of the image, and ``gt_classes``.
+
+    Raises:
+        DatasetError: a box is missing or malformed; the message names the annotation's place in the list.
+    """
+    boxes, classes = [], []
+    for position, annotation in enumerate(annotations):
+        if annotation.get("iscrowd", 0):
+            continue
+        try:
+            corners = np.array(box_polygon(annotation), dtype=np.float64).reshape(4, 2)
+        except DatasetError as error:
+            raise DatasetError(f"annotations[{position}]: {error}") from error
+        box = transforms.apply_box(corners[[0, 2]].reshape(1, 4))[0]
+        boxes.append(np.clip(box, 0, [*target_size[::-1], *target_size[::-1]]))
+        classes.append(int(annotation["category_id"]))
+    instances = Instances(target_size)
+    instances.gt_boxes = Boxes(torch.as_tensor(np.array(boxes, dtype=np.float32).reshape(-1, 4)))
+    instances.gt_classes = torch.as_tensor(classes, dtype=torch.int64)
+    return instances[instances.gt_boxes.nonempty()]
 
 
 def _assemble(

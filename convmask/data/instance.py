@@ -32,7 +32,8 @@ def register_instances(
 ) -> None:
     """Registers an instance segmentation dataset in COCO's format with Detectron2's catalogs.
 
-    Masks may be polygons, compressed or uncompressed RLE, or absent (boxes only). Category ids need not be contiguous.
+    Masks may be polygons, compressed or uncompressed RLE, or absent from the whole file (boxes alone). Category ids
+    need not be contiguous.
     Categories with ``isthing`` 0, as in converted panoptic files, are left out with their annotations.
 
     Args:
@@ -83,7 +84,8 @@ def load_instances(image_root: str, json_file: str) -> list[dict[str, Any]]:
     Returns:
         One dict an image: ``file_name``, ``image_id``, ``height``, ``width`` and ``annotations``, dicts of ``bbox``,
         ``bbox_mode``, ``category_id`` (0 to T-1), ``iscrowd`` (also 1 where the json says ``ignore``), ``segmentation``
-        (polygons or compressed RLE, if any) and ``keypoints`` (if any, as Detectron2 has them).
+        (polygons or compressed RLE, if any) and ``keypoints`` (if any, as Detectron2 has them). In a file with masks,
+        annotations without a mask, or whose polygons have under three points, are left out.
 
     Raises:
         DatasetError: the json is missing, broken, or lacks a field.
@@ -92,19 +94,26 @@ def load_instances(image_root: str, json_file: str) -> list[dict[str, Any]]:
     thing_ids = _read_categories(json_file, content).thing_ids
     stuff_ids = {category["id"] for category in content["categories"]} - thing_ids.keys()
     by_image = _group_by_image(json_file, content.get("annotations") or ())
+    with_masks = has_masks(content.get("annotations"))
     records, skipped = [], 0
     for image in _sorted_images(json_file, content["images"]):
-        record, without_mask = _record(
-            image_root, json_file, image, by_image.get(image["id"], ()), thing_ids, stuff_ids
-        )
+        annotations = by_image.get(image["id"], ())
+        record, left_out = _record(image_root, json_file, image, annotations, thing_ids, stuff_ids, with_masks)
         records.append(record)
-        skipped += without_mask
+        skipped += left_out
     if not records:
         raise DatasetError(f"{json_file}: images is empty")
     if skipped:
-        _logger.warning("%s: %d annotations whose polygons have under three points are left out", json_file, skipped)
+        _logger.warning(
+            "%s: %d annotations without a mask, or with under three points, are left out", json_file, skipped
+        )
     _logger.info("Loaded %d images in COCO format from %s", len(records), json_file)
     return records
+
+
+def has_masks(annotations: Any) -> bool:
+    """Whether any of the ``annotations`` of a COCO json has a mask; otherwise they are boxes alone."""
+    return any(isinstance(annotation, Mapping) and annotation.get("segmentation") for annotation in annotations or ())
 
 
 def _read_categories(json_file: str, content: Mapping[str, Any]) -> PanopticCategories:
@@ -138,6 +147,7 @@ def _record(
     annotations: Iterable[Mapping[str, Any]],
     thing_ids: Mapping[int, int],
     stuff_ids: set[int],
+    with_masks: bool,
 ) -> tuple[dict[str, Any], int]:
     objects, skipped = [], 0
     annotation: Mapping[str, Any] = {}
@@ -151,7 +161,7 @@ def _record(
         for annotation in annotations:
             if annotation["category_id"] in stuff_ids:
                 continue
-            converted = _annotation(annotation, thing_ids, record["height"], record["width"])
+            converted = _annotation(annotation, thing_ids, record["height"], record["width"], with_masks)
             if converted is None:
                 skipped += 1
             else:
@@ -175,9 +185,9 @@ def _reason(error: Exception, thing_ids: Mapping[int, int]) -> str:
 
 
 def _annotation(
-    annotation: Mapping[str, Any], thing_ids: Mapping[int, int], height: int, width: int
+    annotation: Mapping[str, Any], thing_ids: Mapping[int, int], height: int, width: int, with_masks: bool
 ) -> dict[str, Any] | None:
-    """The dict of one annotation; None where its polygons are all degenerate."""
+    """The dict of one annotation; None where there is no mask, or nothing but degenerate polygons, among masks."""
     x, y, box_width, box_height = annotation["bbox"]
     converted = {
         "bbox": [x, y, box_width, box_height],
@@ -193,6 +203,8 @@ def _annotation(
         if not polygons:
             return None
         converted["segmentation"] = polygons
+    elif with_masks and not converted["iscrowd"]:
+        return None
     if annotation.get("keypoints"):
         # Detectron2 counts pixel positions continuously, so that the centre of the first pixel is at 0.5.
         keypoints = annotation["keypoints"]

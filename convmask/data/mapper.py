@@ -27,8 +27,8 @@ class PanopticDatasetMapper:
 
     It takes dataset dicts of three kinds: panoptic ones (``pan_seg_file_name`` and ``segments_info``, see
     ``convmask.data.panoptic.load_panoptic``), instance-only ones (``annotations`` with polygons or RLE, mixed as they
-    like, whatever ``INPUT.MASK_FORMAT`` says) and semantic-only ones (``sem_seg_file_name``), or with the last two
-    together.
+    like, whatever ``INPUT.MASK_FORMAT`` says, or with boxes alone) and semantic-only ones (``sem_seg_file_name``), or
+    with the last two together.
 
     Random numbers come from numpy's global generator, as Detectron2's do.
     """
@@ -97,7 +97,8 @@ class PanopticDatasetMapper:
         Returns:
             The dict without its annotations, and ``image`` (3, H', W') uint8. In training also, where asked for and
             annotated: ``instances``, of which at least a pixel is seen each, without crowds (``gt_boxes`` tight around
-            the masks, ``gt_classes``, ``gt_masks``: BitMasks), and ``sem_seg`` (H', W') int64 with 255 for "ignore".
+            the masks, ``gt_classes``, ``gt_masks``: BitMasks, unless there are boxes alone), and ``sem_seg`` (H', W')
+            int64 with 255 for "ignore".
             ``height`` and ``width`` are those of the file.
 
         Raises:

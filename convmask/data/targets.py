@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ import numpy.typing as npt
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from convmask.data.annotation_masks import instances_from_annotations, transform_mask
+from convmask.data.annotation_masks import (
+    box_polygon,
+    has_masks,
+    instances_from_annotations,
+    instances_from_boxes,
+    transform_mask,
+)
 from convmask.data.categories import PanopticCategories, SemanticLayout
 from convmask.data.masks import VOID, IntArray, instances_from_index, segment_index, transform_id_map
 
@@ -83,9 +90,10 @@ class SegmentationInput:
         table: SegmentTable | None = None,
         annotations: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Takes an id map (H, W) with its table, or COCO annotations with a ``segmentation`` each, or both, or neither.
+        """Takes an id map (H, W) with its table, or COCO annotations, or both, or neither.
 
-        With both, the instances are those of the annotations.
+        Of COCO annotations, either each has a ``segmentation`` or none has: then there are boxes alone. With both, the
+        instances are those of the annotations.
         """
         assert (ids is None) == (table is None)
         self.image = image
@@ -123,11 +131,15 @@ class SegmentationInput:
     def instances(self) -> Instances:
         """What is left of the instances, see :func:`convmask.data.masks.make_instances`.
 
+        There are no ``gt_masks`` where the annotations are boxes alone.
+
         Raises:
-            DatasetError: an annotation has no usable segmentation.
+            DatasetError: an annotation has no usable segmentation, though others have one, or no usable box.
         """
         if self._annotations is not None:
             applied = T.TransformList(self._applied)
+            if not has_masks(self._annotations):
+                return instances_from_boxes(self._annotations, applied, self.size)
             return instances_from_annotations(self._annotations, applied, self._source_size, self.size)
         if self.ids is None or self._table is None:
             return instances_from_index(np.zeros(self.size, dtype=np.int32), {}, 0)
@@ -148,11 +160,13 @@ class SegmentationInput:
         """For each instance, a function that returns its mask (H, W) of bool."""
         if self._annotations is not None:
             applied = T.TransformList(self._applied)
-            return [
-                lambda a=annotation: transform_mask(a.get("segmentation"), applied, self._source_size, self.size)
-                for annotation in self._annotations
-                if not annotation.get("iscrowd", 0)
-            ]
+            masked = has_masks(self._annotations)
+
+            def mask(annotation: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+                outline = annotation.get("segmentation") if masked else box_polygon(annotation)
+                return transform_mask(outline, applied, self._source_size, self.size)
+
+            return [partial(mask, annotation) for annotation in self._annotations if not annotation.get("iscrowd", 0)]
         if self.ids is None or self._table is None:
             return []
         ids = self.ids

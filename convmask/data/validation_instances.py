@@ -10,6 +10,7 @@ from detectron2.structures import BoxMode
 
 from convmask.data.categories import PanopticCategories, category_problems
 from convmask.data.errors import DatasetError
+from convmask.data.instance import has_masks
 from convmask.data.problems import Problem
 from convmask.data.rle import checked_polygons, checked_rle
 from convmask.data.validation_entries import (
@@ -44,6 +45,7 @@ def instance_json_problems(
         return
     # COCO 2014's minival and valminusminival repeat a few annotations, and everyone lives with it.
     duplicates_are_fatal = "minival" not in file
+    with_masks = has_masks(annotations)
     seen: set[Any] = set()
     for index, annotation in enumerate(annotations):
         field = f"annotations[{index}]"
@@ -54,7 +56,7 @@ def instance_json_problems(
         image = images.get(identity) if isinstance(identity, (int, str)) else None
         yield from _id_problems(file, field, annotation, label(image or {"id": identity}), seen, duplicates_are_fatal)
         if image is not None:
-            yield from _annotation_problems(file, field, annotation, image, known)
+            yield from _annotation_problems(file, field, annotation, image, known, with_masks)
         else:
             message = f"is not the id of an image: {identity!r:.80}"
             yield Problem(file, "", f"{field}.image_id", message, fatal=False)
@@ -73,7 +75,12 @@ def _id_problems(
 
 
 def _annotation_problems(
-    file: str, field: str, annotation: Mapping[str, Any], image: Mapping[str, Any], known: set[int]
+    file: str,
+    field: str,
+    annotation: Mapping[str, Any],
+    image: Mapping[str, Any],
+    known: set[int],
+    with_masks: bool,
 ) -> Iterator[Problem]:
     height, width = image["height"], image["width"]
     category_id = annotation.get("category_id")
@@ -90,6 +97,9 @@ def _annotation_problems(
     wrong = _segmentation_problem(annotation.get("segmentation"), height, width)
     if wrong:
         yield Problem(file, label(image), f"{field}.segmentation", *wrong)
+    elif with_masks and not annotation.get("segmentation") and not annotation.get("iscrowd", 0):
+        message = "is missing or empty, while other annotations have one"
+        yield Problem(file, label(image), f"{field}.segmentation", message, fatal=False)
 
 
 def _segmentation_problem(segmentation: Any, height: int, width: int) -> tuple[str, bool] | None:
@@ -137,6 +147,9 @@ def _record_problems(
     for key in ("annotations", "segments_info"):
         for number, entry in enumerate(record.get(key) or ()):
             yield from _entry_problems(name, record, f"{key}[{number}]", entry, categories)
+    outlines = [a.get("segmentation") is not None for a in record.get("annotations") or () if not a.get("iscrowd", 0)]
+    if any(outlines) and not all(outlines):
+        yield Problem(name, label(record), "annotations", f"{outlines.count(False)} of them lack a segmentation")
     segment_ids = [segment["id"] for segment in record.get("segments_info") or ()]
     if len(set(segment_ids)) < len(segment_ids):
         twice = next(i for i in segment_ids if segment_ids.count(i) > 1)

@@ -93,6 +93,27 @@ def test_degenerate_polygons_are_left_out_and_ignored_objects_are_crowds(write):
     assert [(a["category_id"], a["iscrowd"]) for a in annotations] == [(1, 1)]
 
 
+@pytest.mark.parametrize("absent", [None, [], "key"])
+def test_among_masks_annotations_without_one_are_left_out(write, caplog, absent):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][0]["segmentation"] = absent
+    if absent == "key":
+        del content["annotations"][0]["segmentation"]
+    write(content)
+    assert [a["category_id"] for a in DatasetCatalog.get("p3_instances")[1]["annotations"]] == [1]
+    assert "1 annotations without a mask" in caplog.text
+
+
+def test_boxes_alone(write):
+    content = copy.deepcopy(CONTENT)
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+    write(content)
+    annotations = DatasetCatalog.get("p3_instances")[1]["annotations"]
+    assert [a["category_id"] for a in annotations] == [0, 1]
+    assert not any("segmentation" in a for a in annotations)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

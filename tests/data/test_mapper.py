@@ -244,6 +244,24 @@ def test_instances_move_with_the_image(files: dict[str, Any], seed: int, size: t
     assert masks or not require or size == (64,)
 
 
+def test_boxes_alone(files: dict[str, Any]) -> None:
+    boxes = [[3.5, 4, 9, 11], [28, 12, 4, 3], [5, 5, 0, 4]]
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": k, "iscrowd": 0} for k, box in enumerate(boxes)
+    ]
+    annotations.append({**annotations[0], "iscrowd": 1})
+    np.random.seed(0)
+    found = set()
+    for _ in range(8):
+        instances = configure(MIN_SIZE_TRAIN=(40,))({**files["image"], "annotations": annotations})["instances"]
+        assert not instances.has("gt_masks")
+        assert instances.gt_classes.tolist() == [0, 1]
+        found.add(tuple(map(tuple, instances.gt_boxes.tensor.tolist())))
+    assert found == {((7, 8, 25, 30), (56, 24, 60, 30)), ((35, 8, 53, 30), (0, 24, 4, 30))}
+    cropped = configure(CROP__ENABLED=True, CROP__SIZE=(0.2, 0.2), CROP__REQUIRE_INSTANCE=True)
+    assert all(len(cropped({**files["image"], "annotations": annotations})["instances"]) for _ in range(8))
+
+
 def test_semantic_only(files: dict[str, Any]) -> None:
     record = {**files["image"], "sem_seg_file_name": files["sem_seg_file_name"]}
     output = configure(RANDOM_FLIP="none")(record)
@@ -285,8 +303,11 @@ def test_errors_name_the_image(files: dict[str, Any], tmp_path: Path) -> None:
         mapper({**files["image"], "width": 31})
     with pytest.raises(DatasetError, match=r"absent\.png"):
         mapper({**files["image"], "file_name": str(tmp_path / "absent.png")})
-    with pytest.raises(DatasetError, match=r"image\.png.*annotations\[0\]\.segmentation"):
-        mapper({**files["image"], "annotations": [{"category_id": 0, "bbox": [0, 0, 1, 1]}]})
+    with pytest.raises(DatasetError, match=r"image\.png.*annotations\[1\]\.segmentation"):
+        mapper({**files["image"], "annotations": [files["annotations"][0], {"category_id": 0, "bbox": [0, 0, 1, 1]}]})
+    for wrong in ({"bbox": [0, 0, 1, 1]}, {"bbox": [0, 0, 1], "bbox_mode": BoxMode.XYWH_ABS}):
+        with pytest.raises(DatasetError, match=r"image\.png.*annotations\[0\]: bbox"):
+            mapper({**files["image"], "annotations": [{"category_id": 0, **wrong}]})
     small = tmp_path / "small.png"
     Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(small)
     with pytest.raises(DatasetError, match=r"image\.png.*small\.png' has 4x4 pixels, its image 30x20"):

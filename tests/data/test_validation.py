@@ -207,6 +207,7 @@ INSTANCE_CASES = {
     "crowd": ({"iscrowd": "no"}, "iscrowd", "neither 0 nor 1: 'no'", True),
     "NaN polygon": ({"segmentation": [[1, 1, 4, math.nan, 4, 5]]}, "segmentation", "NaN", True),
     "short polygon": ({"segmentation": [[1, 1, 4, 5]]}, "segmentation", "no polygon has three points", False),
+    "no mask": ({"segmentation": []}, "segmentation", "while other annotations have one", False),
     "text": ({"segmentation": "abc"}, "segmentation", "neither polygons nor RLE", True),
     "RLE size": ({"segmentation": {"size": [12, 8], "counts": [96]}}, "segmentation", "RLE size is [12, 8]", True),
     "RLE runs": ({"segmentation": {"size": [8, 12], "counts": [95]}}, "segmentation", "cover 95 pixels", True),
