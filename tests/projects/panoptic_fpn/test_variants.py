@@ -233,6 +233,12 @@ def test_images_of_different_sizes(small_cfg: MakeCfg, random_inputs: MakeInputs
     assert [r["instances"].image_size for r in results] == [(70, 87), (96, 61)]
 
 
+RETINANET_BACKBONE = (
+    *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -243,7 +249,7 @@ def test_images_of_different_sizes(small_cfg: MakeCfg, random_inputs: MakeInputs
         ((f"{NODE}.GROUPED_FPN", True, f"{NODE}.TASK", "instance"), "needs two branches"),
         (("MODEL.MASK_ON", False), "needs instance masks, but MODEL.MASK_ON is False"),
         (("INPUT.SEMANTIC_LAYOUT", "all", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3), "NUM_CLASSES is 3"),
-        (("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone", f"{NODE}.GROUPED_FPN", True), "LastLevelP6P7"),
+        ((*RETINANET_BACKBONE, f"{NODE}.GROUPED_FPN", True), "LastLevelP6P7"),
         ((f"{NODE}.GROUPED_FPN", True, "MODEL.FPN.OUT_CHANNELS", 33), "33 FPN channels"),
         ((f"{NODE}.GROUPED_FPN", True, "MODEL.BACKBONE.NAME", "build_resnet_backbone"), "needs an FPN backbone"),
         ((f"{NODE}.AGGREGATION", "max"), "'max' is not one of sum, concat"),
