@@ -60,9 +60,15 @@ def register_panoptic(
     lazy.register(
         name,
         functools.partial(load_panoptic, image_root, panoptic_json, panoptic_root, load_categories, image_path),
-        lambda: load_categories().metadata(),
-        **_panoptic_metadata(metadata, image_root=image_root, panoptic_root=panoptic_root, panoptic_json=panoptic_json),
-        **({"image_path": image_path} if image_path else {}),
+        None if categories else lambda: load_categories().metadata(),
+        **_panoptic_metadata(
+            metadata,
+            categories,
+            image_root=image_root,
+            panoptic_root=panoptic_root,
+            panoptic_json=panoptic_json,
+            **({"image_path": image_path} if image_path else {}),
+        ),
     )
 
 
@@ -85,7 +91,7 @@ def register_panoptic_records(
     """
     if not isinstance(categories, PanopticCategories):
         categories = PanopticCategories.from_coco(categories)
-    lazy.register(name, load_records, None, **categories.metadata(), **_panoptic_metadata(metadata))
+    lazy.register(name, load_records, None, **_panoptic_metadata(metadata, categories))
 
 
 def load_panoptic(
@@ -125,27 +131,34 @@ def _categories(
     label_order: LabelOrder,
     content: Mapping[str, Any] | None = None,
 ) -> PanopticCategories:
-    if known is not None and content is None:
-        return known
+    if content is None:
+        content = read_json(panoptic_json, LISTS[:1])
     try:
-        read = PanopticCategories.from_coco(
-            (content or read_json(panoptic_json, LISTS[:1]))["categories"],
-            label_order,
-        )
+        read = PanopticCategories.from_coco(content["categories"], label_order)
     except DatasetError as error:
-        prefix = "" if panoptic_json in str(error) else f"{panoptic_json}: "
-        raise DatasetError(f"{prefix}{error}") from error
-    for identity in known.by_id if known else ():
-        expected, found = known.by_id[identity], read.by_id.get(identity)  # type: ignore[union-attr]
-        if found is None or found.isthing != expected.isthing:
-            raise DatasetError(
-                f"{panoptic_json}: categories do not agree with the dataset's: {found} is not {expected}"
-            )
+        raise DatasetError(f"{panoptic_json}: {error}") from error
+    problems = disagreements(known, read) if known else []
+    if problems:
+        raise DatasetError(f"{panoptic_json}: categories {'; '.join(problems[:10])}")
     return known or read
 
 
-def _panoptic_metadata(given: Mapping[str, Any], **own: Any) -> dict[str, Any]:
-    return {"evaluator_type": "convmask_panoptic", "ignore_label": 255, "label_divisor": 1000, **own, **given}
+def disagreements(known: PanopticCategories, read: PanopticCategories) -> list[str]:
+    """How the categories of a json contradict those that the dataset was registered with. Others may be added."""
+    found = []
+    for identity, expected in known.by_id.items():
+        other = read.by_id.get(identity)
+        kind = "a thing" if expected.isthing else "stuff"
+        if other is None:
+            found.append(f"lack {identity} ({expected.name}), with which the dataset is registered")
+        elif other.isthing != expected.isthing:
+            found.append(f"have isthing {int(other.isthing)} for {identity}, registered as {kind} ({expected.name})")
+    return found
+
+
+def _panoptic_metadata(given: Mapping[str, Any], categories: PanopticCategories | None, **own: Any) -> dict[str, Any]:
+    fixed = {"evaluator_type": "convmask_panoptic", "ignore_label": 255, "label_divisor": 1000}
+    return {**(categories.metadata() if categories else {}), **fixed, **own, **given}
 
 
 class _Converter:

@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from detectron2.utils import comm
 
 from convmask.data import instance, panoptic
 from convmask.data.categories import PanopticCategories
@@ -22,8 +23,11 @@ from convmask.data.validation_files import Files, content_problems, existence_pr
 from convmask.data.validation_instances import instance_json_problems, record_problems
 from convmask.data.validation_panoptic import Pair, panoptic_json_problems
 
-# How many pictures of a dataset are decoded before training: enough to see that a whole dataset is wrong.
-SAMPLE = 16
+# How many pictures of a dataset are decoded before training: all of a small one, and some seconds' worth of others.
+SAMPLE = 500
+_SAMPLE_PIXELS = 100_000_000
+# Of a picture whose annotations do not say.
+_USUAL_PIXELS = 500_000
 
 Progress = Callable[[Iterable[Files]], Iterable[Files]]
 
@@ -43,7 +47,8 @@ def validate(
     Args:
         source: the name of a dataset, ConvMask's, Detectron2's or one's own; or dataset dicts in Detectron2's format.
         quick: check annotations and that the files exist, but decode none.
-        sample: with ``quick``, decode this many images all the same, evenly spaced.
+        sample: with ``quick``, decode this many images all the same, evenly spaced; fewer, but at least 16, where they
+            are so large that they hold more than 100 million pixels.
         max_problems: stop after so many.
         progress: wraps the iteration over the images to decode, for a progress bar.
 
@@ -82,9 +87,10 @@ def validate_instances(
 
 
 def check_before_training(cfg: CfgNode) -> None:
-    """Quick validation of all of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, decoding 16 images of each.
+    """Quick validation of all of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, decoding up to 500 images of each.
 
-    Problems that are not fatal are logged. ``DATASETS.VALIDATE`` False switches it off.
+    Problems that are not fatal are logged. ``DATASETS.VALIDATE`` False switches it off. Of several processes the first
+    does it, and all raise what it finds.
 
     Raises:
         DatasetError: for all fatal problems together, listing the first ten.
@@ -92,7 +98,10 @@ def check_before_training(cfg: CfgNode) -> None:
     if not cfg.DATASETS.VALIDATE:
         return
     names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
-    problems = [problem for name in names for problem in validate(name, quick=True, sample=SAMPLE)]
+    problems = []
+    if comm.is_main_process():
+        problems = [problem for name in names for problem in validate(name, quick=True, sample=SAMPLE)]
+    problems = comm.all_gather(problems)[0]
     harmless = [problem for problem in problems if not problem.fatal]
     if harmless:
         _logger.warning(
@@ -110,11 +119,14 @@ def _problems(parts: _Parts, quick: bool, sample: int, progress: Progress) -> It
     yield from annotations
     files = files_of()
     yield from existence_problems(files)
-    if quick:
-        files = (
-            [files[i * len(files) // sample] for i in range(sample)] if sample < len(files) else files[: sample or 0]
-        )
-    yield from content_problems(files, progress)
+    yield from content_problems(_sampled(files, sample) if quick else files, progress)
+
+
+def _sampled(files: Sequence[Files], sample: int) -> Sequence[Files]:
+    pixels = sum((entry.height or 0) * (entry.width or 0) or _USUAL_PIXELS for entry in files)
+    affordable = max(16, _SAMPLE_PIXELS * len(files) // max(pixels, 1))
+    count = min(sample, affordable, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
 
 
 def _parts(source: str | Sequence[Mapping[str, Any]]) -> _Parts:
@@ -125,9 +137,9 @@ def _parts(source: str | Sequence[Mapping[str, Any]]) -> _Parts:
     metadata = MetadataCatalog.get(source)
     kind = metadata.__dict__.get("evaluator_type")
     if kind == "convmask_panoptic" and "panoptic_json" in metadata.__dict__:
-        return _panoptic_parts(
-            metadata.image_root, metadata.panoptic_json, metadata.panoptic_root, metadata.get("image_path")
-        )
+        roots = metadata.image_root, metadata.panoptic_json, metadata.panoptic_root
+        # Metadata that was not read from the json, which is what is checked, is there already.
+        return _panoptic_parts(*roots, metadata.get("image_path"), metadata.__dict__.get("categories"))
     if kind == "coco" and "json_file" in metadata.__dict__:
         return _instance_parts(metadata.image_root, metadata.json_file)
     try:
@@ -150,7 +162,11 @@ def _read(file: str, lists: tuple[str, ...]) -> dict[str, Any] | Problem:
 
 
 def _panoptic_parts(
-    image_root: str, file: str, panoptic_root: str, image_path: panoptic.ImagePath | None = None
+    image_root: str,
+    file: str,
+    panoptic_root: str,
+    image_path: panoptic.ImagePath | None = None,
+    categories: PanopticCategories | None = None,
 ) -> _Parts:
     content = _read(file, panoptic.LISTS)
     if isinstance(content, Problem):
@@ -160,7 +176,7 @@ def _panoptic_parts(
     def files() -> list[Files]:
         return [_panoptic_files(file, image_root, panoptic_root, image_path, *pair) for pair in pairs]
 
-    return panoptic_json_problems(file, content, pairs), files
+    return panoptic_json_problems(file, content, pairs, categories), files
 
 
 def _panoptic_files(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from convmask.data.categories import category_problems
+from convmask.data.categories import PanopticCategories, category_problems
+from convmask.data.panoptic import disagreements
 from convmask.data.problems import Problem
 from convmask.data.validation_entries import (
     area_problem,
@@ -23,13 +24,16 @@ MAX_SEGMENT_ID = (1 << 24) - 1
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
-def panoptic_json_problems(file: str, content: Mapping[str, Any], pairs: list[Pair]) -> Iterator[Problem]:
+def panoptic_json_problems(
+    file: str, content: Mapping[str, Any], pairs: list[Pair], known: PanopticCategories | None = None
+) -> Iterator[Problem]:
     """Checks everything that shows without opening a picture.
 
     Args:
         file: the name for messages.
         content: the json, with the lists ``categories``, ``images`` and ``annotations``.
         pairs: filled with the sound images and their annotations.
+        known: the categories that the dataset is registered with, if not those of the json.
     """
     wrong = category_problems(content["categories"])
     yield from (Problem(file, "", field, message) for field, message in wrong)
@@ -38,6 +42,10 @@ def panoptic_json_problems(file: str, content: Mapping[str, Any], pairs: list[Pa
         for category in content["categories"]
         if isinstance(category, Mapping) and is_integer(category.get("id"))
     }
+    if known is not None and not wrong:
+        read = PanopticCategories.from_coco(content["categories"])
+        yield from (Problem(file, "", "categories", message) for message in disagreements(known, read))
+        isthing = {identity: category.isthing for identity, category in known.by_id.items()}
     images: dict[Any, Mapping[str, Any]] = {}
     yield from image_problems(file, content["images"], images)
     yield from _annotation_problems(file, content["annotations"], images, isthing, pairs)

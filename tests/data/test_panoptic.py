@@ -60,8 +60,24 @@ def test_known_categories_need_no_file(tmp_path, panoptic_set):
 def test_known_categories_must_agree_with_the_file(panoptic_set):
     categories = [{**category, "isthing": 1 - category["isthing"]} for category in panoptic_set.content["categories"]]
     register_panoptic("p3_other", *panoptic_set.paths, categories=categories)
-    with pytest.raises(DatasetError, match="categories do not agree"):
+    with pytest.raises(
+        DatasetError, match=r"panoptic\.json: categories have .*; have isthing 1 for 7, registered as stuff"
+    ):
         DatasetCatalog.get("p3_other")
+    more = [*panoptic_set.content["categories"], {"id": 1, "name": "rope", "isthing": 0}]
+    register_panoptic("p3_more", *panoptic_set.paths, categories=more)
+    with pytest.raises(DatasetError, match=r"categories lack 1 \(rope\)"):
+        DatasetCatalog.get("p3_more")
+
+
+def test_values_given_replace_those_of_known_categories(tmp_path, panoptic_set):
+    categories = panoptic_set.content["categories"]
+    colors = [[1, 2, 3], [4, 5, 6]]
+    register_panoptic("p3_absent", tmp_path, "absent.json", tmp_path, categories=categories, thing_colors=colors)
+    register_panoptic_records("p3_records", categories, list, thing_colors=colors)
+    for name in ("p3_absent", "p3_records"):
+        metadata = MetadataCatalog.get(name)
+        assert (metadata.thing_classes, metadata.thing_colors) == (["ball", "cell"], colors)
 
 
 def test_metadata_can_be_copied_pickled_and_extended(panoptic_set):

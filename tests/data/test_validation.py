@@ -16,6 +16,7 @@ from convmask.config import get_cfg
 from convmask.data.errors import DatasetError
 from convmask.data.instance import register_instances
 from convmask.data.panoptic import register_panoptic, register_panoptic_records
+from convmask.data.problems import Problem
 from convmask.data.semantic import register_semantic
 from convmask.data.validation import check_before_training, validate, validate_instances, validate_panoptic
 
@@ -311,6 +312,47 @@ def test_check_before_training_decodes_a_sample(panoptic_set):
     register_panoptic("p3_set", *panoptic_set.paths)
     _spoil_picture(panoptic_set.root / "panoptic/0.png")
     with pytest.raises(DatasetError, match=r"0\.png"):
+        check_before_training(_config("p3_set"))
+
+
+def test_categories_of_the_registration_are_what_counts(panoptic_set):
+    categories = copy.deepcopy(panoptic_set.content["categories"])
+    del categories[1]
+    register_panoptic("p3_fewer", *panoptic_set.paths, categories=categories)
+    (problem,) = validate("p3_fewer")
+    assert (problem.image, problem.field) == ("0.png (id 100)", "segments_info[1].category_id")
+    assert "unknown category 3" in problem.message
+    categories[0]["isthing"] = 0
+    register_panoptic("p3_other", *panoptic_set.paths, categories=categories)
+    messages = [str(problem) for problem in validate("p3_other")]
+    assert any("categories: have isthing 1 for 7, registered as stuff (cell)" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "expected"),
+    [(1000, 800, 100), (100, 800, 500), (100, 7, 7), (4000, 90, 16), (4000, 9, 9), (None, 800, 200)],
+)
+def test_the_sample_is_smaller_where_images_are_large(side, count, expected, monkeypatch):
+    decoded = []
+
+    def read_image(name, _):
+        decoded.append(name)
+        raise DatasetError(name)
+
+    monkeypatch.setattr("convmask.data.validation_files.read_image", read_image)
+    monkeypatch.setattr("convmask.data.validation_files.PathManager.isfile", lambda path: True)
+    size = {} if side is None else {"height": side, "width": side}
+    validate([{"file_name": str(i), "image_id": i, **size} for i in range(count)], quick=True, sample=500)
+    assert len(decoded) == len(set(decoded)) == expected
+
+
+def test_one_process_checks_for_all(panoptic_set, monkeypatch):
+    register_panoptic("p3_set", *panoptic_set.paths)
+    found = Problem("file", "image", "field", "found by the first process")
+    monkeypatch.setattr("detectron2.utils.comm.is_main_process", lambda: False)
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda own: [[found], own])
+    monkeypatch.setattr("convmask.data.validation.validate", None)
+    with pytest.raises(DatasetError, match="found by the first process"):
         check_before_training(_config("p3_set"))
 
 
