@@ -52,9 +52,8 @@ def train(cfg: CfgNode, resume: bool) -> Any:
 
 def main(args: argparse.Namespace) -> Any:
     """What every process of the job runs."""
-    with one_line_errors(args.debug):
-        cfg = setup(args)
-        return evaluate(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
+    cfg = setup(args)
+    return evaluate(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
 
 
 if __name__ == "__main__":

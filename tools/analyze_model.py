@@ -28,6 +28,7 @@ from tabulate import tabulate
 from torch import nn
 
 from convmask.engine import load_config, one_line_errors, prepare
+from convmask.engine.errors import errors_of_config
 from convmask.utils.files import write_atomically
 
 TASKS = ("params", "flops", "activations")
@@ -45,6 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--depth", type=int, default=2, help="levels of modules in the table: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and image: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="also write the counts of all modules into a file")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config, at the end")
     return parser.parse_args(arguments)
 
@@ -80,9 +82,9 @@ def count(model: nn.Module, image: torch.Tensor, tasks: Sequence[str]) -> dict[s
 
 
 def faint_image(cfg: CfgNode, height: int, width: int) -> torch.Tensor:
-    """Noise (3, height, width) around the mean colour, so faint that a network without training keeps its activations
-    in
-    a range in which it proposes boxes.
+    """Noise (3, height, width) around the mean colour, 0 to 255.
+
+    It is faint, so that a network without training keeps its activations in a range in which it proposes boxes.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
     return mean + 0.01 * std * torch.randn(3, height, width)
@@ -114,14 +116,16 @@ def table(counts: Mapping[str, Mapping[str, int]], depth: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Counts and prints; returns the exit code."""
     options = parse_arguments(arguments)
-    with one_line_errors():
+    with one_line_errors(options.debug):
         cfg = load_config(options.config_file, options.opts)
         cfg.MODEL.DEVICE = "cpu"
         prepare(cfg)
         height, width = options.size or (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
         torch.manual_seed(options.seed)
-        counts = count(build_model(cfg), faint_image(cfg, height, width), options.task)
+        with errors_of_config("the model"):
+            model = build_model(cfg)
+        counts = count(model, faint_image(cfg, height, width), options.task)
         print(f"{options.config_file}, image of {height} x {width}")
         print(table(counts, options.depth))
         if options.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+from itertools import zip_longest
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +14,10 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+import convmask.data  # noqa: F401  registers the built-in data sets
+from convmask.data.categories import SemanticCategories
+from convmask.data.class_counts import categories_of, set_class_counts
+from convmask.data.images import FORMATS
 from convmask.engine.config_files import load_config
 from convmask.engine.errors import ConfigError
 
@@ -30,8 +35,14 @@ def choose_device(cfg: CfgNode) -> None:
     """Lets ``MODEL.DEVICE`` fall back to the CPU, in place, where there is no CUDA device, and says so in the log.
 
     Raises:
-        ConfigError: mixed precision is asked for on the CPU.
+        ConfigError: there is no such device, or mixed precision is asked for on the CPU.
     """
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device: cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and torch.cuda.is_available() and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: this machine has {torch.cuda.device_count()} CUDA devices")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no CUDA device here: MODEL.DEVICE %s -> cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -54,20 +65,58 @@ def check_dataset_names(cfg: CfgNode) -> None:
                 raise ConfigError(f"DATASETS.{key}: no data set named {name!r} is registered{hint}")
 
 
+def check_values(cfg: CfgNode) -> None:
+    """Finds values that would be noticed late, or never.
+
+    Raises:
+        ConfigError: names the key and its value.
+    """
+    if cfg.INPUT.FORMAT not in FORMATS:
+        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, not one of {', '.join(FORMATS)}")
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: ConvMask has no test-time augmentation; leave it False")
+
+
+def check_test_classes(cfg: CfgNode) -> None:
+    """Makes sure that a model with the classes of ``DATASETS.TRAIN`` can be evaluated on ``DATASETS.TEST``.
+
+    A set without things, or without stuff, is evaluated on what it has.
+
+    Raises:
+        ConfigError: a test set has other classes; the message names the first that differs.
+        DatasetError: a data set is unreadable.
+    """
+    if not cfg.DATASETS.TRAIN:
+        return
+    trained = categories_of(cfg.DATASETS.TRAIN[0])
+    for name in cfg.DATASETS.TEST:
+        tested = categories_of(name)
+        # The labels of semantic-only sets may be things and stuff together: they are stuff of another kind.
+        same_kind = isinstance(trained, SemanticCategories) == isinstance(tested, SemanticCategories)
+        for kind in ("things", "stuff") if same_kind else ("things",):
+            ours, theirs = ([category.name for category in getattr(c, kind)] for c in (trained, tested))
+            if ours and theirs and ours != theirs:
+                differing = next((a, b) for a, b in zip_longest(ours, theirs) if a != b)
+                raise ConfigError(
+                    f"DATASETS.TEST: {name!r} has {len(theirs)} {kind} classes, {cfg.DATASETS.TRAIN[0]!r} of "
+                    f"DATASETS.TRAIN has {len(ours)}; the first that differ are {differing[1]!r} and {differing[0]!r}"
+                )
+
+
 def prepare(cfg: CfgNode) -> None:
     """Completes a config in place: the device, and the class counts that follow from the data set.
 
     Raises:
-        ConfigError: see :func:`choose_device` and :func:`check_dataset_names`.
+        ConfigError: see :func:`choose_device`, :func:`check_dataset_names`, :func:`check_values` and
+            :func:`check_test_classes`.
         DatasetError: class counts that contradict the data set.
     """
-    import convmask.data  # noqa: F401  registers the built-in data sets
-    from convmask.data.class_counts import set_class_counts
-
     choose_device(cfg)
     check_dataset_names(cfg)
-    if cfg.MODEL.NUM_CLASSES_FROM_DATASET and (cfg.DATASETS.TRAIN or cfg.DATASETS.TEST):
+    check_values(cfg)
+    if cfg.MODEL.NUM_CLASSES_FROM_DATASET:
         set_class_counts(cfg)
+        check_test_classes(cfg)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

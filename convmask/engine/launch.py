@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
@@ -12,9 +14,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from convmask.engine.errors import ConfigError
+from convmask.engine.errors import ConfigError, user_errors
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+class _RemoteError(Exception):
+    """The traceback of a spawned process, shown as the cause of the error that it raised."""
 
 
 def _free_local_url() -> str:
@@ -44,6 +50,7 @@ def _worker(
     dist_url: str,
     args: tuple[Any, ...],
     timeout: timedelta,
+    failures: SimpleQueue[tuple[Exception, str]],
 ) -> None:
     on_gpus = torch.cuda.is_available()
     if on_gpus:
@@ -59,6 +66,9 @@ def _worker(
         _create_local_process_group(processes_per_machine)
         comm.synchronize()
         main_func(*args)
+    except user_errors() as error:
+        failures.put((error, traceback.format_exc()))
+        raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()
 
@@ -91,6 +101,8 @@ def launch(
 
     Raises:
         ConfigError: more processes than GPUs, a machine rank out of range, or several machines without a ``dist_url``.
+        Exception: one of :func:`~convmask.engine.errors.user_errors` that ``main_func`` raised in a spawned process,
+            the first of them where there are several. Other errors arrive as ``ProcessRaisedException``.
     """
     if num_gpus_per_machine < 0 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ConfigError(
@@ -107,9 +119,13 @@ def launch(
         if num_machines > 1:
             raise ConfigError(f"--dist-url {dist_url}: several machines need the address of the first, tcp://HOST:PORT")
         dist_url = _free_local_url()
-    mp.spawn(
-        _worker,
-        nprocs=processes,
-        args=(main_func, processes * num_machines, processes, machine_rank, dist_url, args, timeout),
-    )
+    failures = mp.get_context("spawn").SimpleQueue()
+    job = (main_func, processes * num_machines, processes, machine_rank, dist_url, args, timeout, failures)
+    try:
+        mp.spawn(_worker, nprocs=processes, args=job)
+    except mp.ProcessExitedException:
+        if failures.empty():
+            raise
+        error, trace = failures.get()
+        raise error from _RemoteError(trace)
     return None

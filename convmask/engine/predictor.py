@@ -9,6 +9,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from convmask.checkpoint import Checkpointer
+from convmask.engine.errors import errors_of_config
 
 
 class Predictor(DefaultPredictor):
@@ -28,10 +29,12 @@ class Predictor(DefaultPredictor):
             cfg: complete, see :func:`convmask.engine.prepare`.
 
         Raises:
+            ConfigError: no model can be built from the config.
             CheckpointError: the weights are unreadable, or of another model.
         """
         self.cfg = cfg.clone()
-        self.model = build_model(self.cfg)
+        with errors_of_config("the model"):
+            self.model = build_model(self.cfg)
         self.model.eval()
         name = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unknown_classes__"
         self.metadata = MetadataCatalog.get(name)

@@ -21,7 +21,8 @@ def on_terminal(stream: TextIO | None = None) -> bool:
         return False
 
 
-def _stdout_handlers() -> list[logging.StreamHandler[TextIO]]:
+def stdout_handlers() -> list[logging.StreamHandler[TextIO]]:
+    """The log handlers, of any logger, that write to standard output."""
     loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     return [
         handler
@@ -52,7 +53,7 @@ class ProgressBar(HookBase):
     def before_train(self) -> None:
         """Draws the bar and leads log lines past it."""
         # Handlers hold the stream that they were made with: they are handed rich's stand-in while the bar is live.
-        self._handlers = _stdout_handlers()
+        self._handlers = stdout_handlers()
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(bar_width=None),

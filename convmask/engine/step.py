@@ -22,14 +22,23 @@ def non_finite_message(losses: Mapping[str, Tensor], batch: Iterable[Mapping[str
         batch: dataset dicts as the mapper returns them; ``file_name`` is quoted.
         iteration: counted from 0.
     """
+    details = _bad_losses(losses, batch)
+    return _message(details, iteration) if details else ""
+
+
+def _bad_losses(losses: Mapping[str, Tensor], batch: Iterable[Mapping[str, Any]]) -> str:
     bad = {name: float(loss.detach()) for name, loss in losses.items() if not bool(torch.isfinite(loss.detach()))}
-    return _message(", ".join(f"{name} = {value}" for name, value in bad.items()), batch, iteration) if bad else ""
+    return _with_files(", ".join(f"{name} = {value}" for name, value in bad.items()), batch) if bad else ""
 
 
-def _message(what: str, batch: Iterable[Mapping[str, Any]], iteration: int) -> str:
+def _with_files(what: str, batch: Iterable[Mapping[str, Any]]) -> str:
     files = ", ".join(str(item.get("file_name", "<no file_name>")) for item in batch)
+    return f"{what}; images of this batch: {files}"
+
+
+def _message(details: str, iteration: int) -> str:
     return (
-        f"training stopped at iteration {iteration}: {what}; images of this batch: {files}. "
+        f"training stopped at iteration {iteration}: {details}. "
         "Try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS"
     )
 
@@ -61,11 +70,11 @@ def check_finite(
         torch.distributed.all_reduce(total)
     if bool(torch.isfinite(total)):
         return
-    own = non_finite_message(losses, batch, iteration) if failure is None else _message(str(failure), batch, iteration)
-    messages = [message for message in comm.all_gather(own) if message]
+    own = _bad_losses(losses, batch) if failure is None else _with_files(str(failure), batch)
+    details = [text for text in comm.all_gather(own) if text]
     # Finite terms may overflow in the sum only.
-    if messages:
-        raise FloatingPointError("; ".join(messages)) from failure
+    if details:
+        raise FloatingPointError(_message("; ".join(details), iteration)) from failure
 
 
 class TrainStep(SimpleTrainer):
@@ -147,7 +156,17 @@ class TrainStep(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` holds."""
+        """Restores what :meth:`state_dict` holds.
+
+        Raises:
+            ValueError: the state is that of another kind of optimizer.
+        """
+        for own, stored in zip(
+            self.optimizer.param_groups, state_dict.get("optimizer", {}).get("param_groups", []), strict=False
+        ):
+            missing = own.keys() - stored.keys()
+            if missing:
+                raise ValueError(f"the stored optimizer has no {', '.join(sorted(missing))}: it is of another kind")
         super().load_state_dict(state_dict)
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from convmask.checkpoint import Checkpointer
 from convmask.data.loader import build_test_loader, build_train_loader
+from convmask.engine.errors import ConfigError, errors_of_config, without_logged_tracebacks
 from convmask.engine.hooks import EvalHook
 from convmask.engine.optimizer import build_optimizer
 from convmask.engine.progress import ProgressBar, on_terminal
@@ -36,6 +37,21 @@ def distribute(model: nn.Module) -> nn.Module:
     return create_ddp_model(model, broadcast_buffers=False)
 
 
+def check_schedule(cfg: CfgNode) -> None:
+    """Makes sure that there are iterations, and that their images can be shared out evenly.
+
+    Raises:
+        ConfigError: names the key and its value.
+    """
+    processes = comm.get_world_size()
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise ConfigError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: there is nothing to train")
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, no multiple of the number of processes, {processes}"
+        )
+
+
 class Trainer(DefaultTrainer):
     """Trains and evaluates any method from a config, on CUDA or on the CPU, with either version of Detectron2.
 
@@ -49,19 +65,34 @@ class Trainer(DefaultTrainer):
 
         Args:
             cfg: complete, see :func:`convmask.engine.setup`.
+
+        Raises:
+            ConfigError: a value from which nothing can be built; the message names it.
         """
+        check_schedule(cfg)
         # DefaultTrainer.__init__ would build Detectron2's step and checkpointer, and its DDP fails on the CPU.
         TrainerBase.__init__(self)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        with errors_of_config("the training"):
+            model = self.build_model(cfg)
+            optimizer = self.build_optimizer(cfg, model)
+            data_loader = self.build_train_loader(cfg)
+            self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._trainer = TrainStep(distribute(model), data_loader, optimizer, amp=cfg.SOLVER.AMP.ENABLED)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, policy="finetune", trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model on its device, described in the log.
+
+        Raises:
+            ConfigError: no model can be built from this config; the message says why.
+        """
+        with errors_of_config("the model"):
+            return super().build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -93,6 +124,11 @@ class Trainer(DefaultTrainer):
             # After the timer and the schedule, whose numbers it shows; before the evaluation, which takes long.
             hooks.insert(2, ProgressBar())
         return hooks
+
+    def train(self) -> Any:
+        """Runs all iterations from ``start_iter`` on; returns the last evaluation's results, if there was one."""
+        with without_logged_tracebacks():
+            return super().train()
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's: metric lines in the log, ``metrics.json``, TensorBoard files, all in ``OUTPUT_DIR``."""

@@ -36,6 +36,20 @@ if __name__ == "__main__":
 """
 
 
+_FAILING_JOB = """
+from convmask.engine import ConfigError, launch, one_line_errors
+
+
+def main():
+    raise ConfigError("a wrong key")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        launch(main, 2, dist_url="auto")
+"""
+
+
 @pytest.mark.parametrize("processes", [0, 1])
 def test_one_process_is_this_one(processes: int) -> None:
     assert launch(lambda a, b: (os.getpid(), a + b), processes, args=(2, 3)) == (os.getpid(), 5)
@@ -63,3 +77,14 @@ def test_two_processes_on_the_cpu_stop_together_at_a_bad_loss(tmp_path: Path) ->
         assert "loss_mask = nan" in text
         assert "of_rank_1.png" in text
         assert "of_rank_0.png" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with GPUs, processes take one each")
+def test_a_mistake_that_all_processes_notice_is_told_once(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(_FAILING_JOB)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "a wrong key" in line] == ["error: a wrong key"]
+    assert "Traceback" not in done.stderr

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import CommonMetricPrinter
 
+from convmask.checkpoint import CheckpointError
 from convmask.data.errors import DatasetError
 from convmask.engine import ConfigError, Trainer, load_config, prepare, trainer
-from convmask.engine.defaults import choose_device
+from convmask.engine.defaults import check_test_classes, choose_device
 from convmask.engine.progress import ProgressBar
 from convmask.evaluation import PanopticEvaluator
 
@@ -54,6 +56,64 @@ def test_an_unknown_data_set_is_named_with_the_nearest_one() -> None:
 def test_a_contradicting_class_count_is_refused(tiny_options: list[str]) -> None:
     with pytest.raises(DatasetError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES is 7"):
         prepare(load_config(QUICK, [*tiny_options, "MODEL.ROI_HEADS.NUM_CLASSES", "7"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["TEST.AUG.ENABLED", "True"], r"TEST\.AUG\.ENABLED"),
+        (["INPUT.FORMAT", "XYZ"], r"INPUT\.FORMAT is 'XYZ', not one of BGR, RGB"),
+        (["MODEL.DEVICE", "tpu"], r"MODEL\.DEVICE 'tpu' is no device"),
+    ],
+)
+def test_values_that_nothing_can_act_on_are_refused(tiny_options: list[str], options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(load_config(QUICK, [*tiny_options, *options]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["SOLVER.MAX_ITER", "0"], r"SOLVER\.MAX_ITER is 0"),
+        (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH is 0"),
+        (["SOLVER.LR_SCHEDULER_NAME", "none"], "the training cannot be built .* none"),
+        (["MODEL.META_ARCHITECTURE", "none"], "the model cannot be built .*'none'"),
+        (["MODEL.PANOPTIC_FPN.TASK", "none"], r"the model cannot be built .*MODEL\.PANOPTIC_FPN\.TASK 'none'"),
+    ],
+)
+def test_what_cannot_be_trained_is_a_wrong_config(cfg: CfgNode, options: list[str], message: str) -> None:
+    cfg.merge_from_list(options)
+    with pytest.raises(ConfigError, match=message):
+        Trainer(cfg)
+
+
+def test_a_test_set_of_other_classes_is_refused_before_training(tiny_options: list[str]) -> None:
+    name, classes = "set_with_a_class_of_its_own", ["disc", "box"]
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, lambda: [])
+        MetadataCatalog.get(name).thing_classes = classes
+    with pytest.raises(ConfigError, match=rf"'{name}' has 2 things classes, .* has 5; .* 'box' and "):
+        prepare(load_config(QUICK, [*tiny_options, "DATASETS.TEST", f"('{name}',)"]))
+
+
+def test_a_test_set_without_stuff_or_of_semantic_labels_may_differ(cfg: CfgNode) -> None:
+    things = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    for name, metadata in {
+        "set_of_the_same_things": {"thing_classes": things},
+        "set_of_semantic_labels": {"stuff_classes": ["road", "sky"], "evaluator_type": "sem_seg"},
+    }.items():
+        if name not in DatasetCatalog.list():
+            DatasetCatalog.register(name, lambda: [])
+            MetadataCatalog.get(name).set(**metadata)
+        cfg.DATASETS.TEST = (name,)
+        check_test_classes(cfg)
+
+
+def test_resuming_with_another_optimizer_is_refused(cfg: CfgNode) -> None:
+    Trainer(cfg).checkpointer.save("model_final", iteration=0)
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    with pytest.raises(CheckpointError, match=r"its trainer does not belong to this run: .* has no dampening"):
+        Trainer(cfg).resume_or_load(resume=True)
 
 
 def test_a_training_writes_metrics_and_a_checkpoint_and_resumes(cfg: CfgNode) -> None:
