@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from convmask.data.class_counts import categories_of
 from convmask.data.errors import DatasetError
 from convmask.data.images import read_semantic_map
 from convmask.data.rle import checked_rle
+from convmask.data.user_modules import import_user_module
 from convmask.evaluation import PanopticEvaluator
 from convmask.evaluation.panoptic_dump import PanopticDump
 from convmask.ops import panoptic_merge
@@ -44,6 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", metavar="NAME", required=True, help="registered panoptic dataset")
+    parser.add_argument("--import", dest="module", metavar="MODULE", help="Python module or file that registers it")
     parser.add_argument("--instances", metavar="FILE", required=True, help="COCO results json with RLE masks")
     parser.add_argument(
         "--semantic",
@@ -78,12 +81,13 @@ class InstancePredictions:
         """
         by_image: dict[Hashable, list[Record]] = defaultdict(list)
         for index, entry in enumerate(_entries(path, ("image_id", "category_id", "score", "segmentation"))):
-            if entry["image_id"] not in records:
-                raise DatasetError(f"{path}: entry {index} names the image {entry['image_id']!r}, not of the dataset")
-            if entry["category_id"] not in categories.thing_ids:
-                raise DatasetError(
-                    f"{path}: entry {index} has the category {entry['category_id']!r}, which is no thing"
-                )
+            image_id, category_id, score = entry["image_id"], entry["category_id"], entry["score"]
+            if not _is_id(image_id) or image_id not in records:
+                raise DatasetError(f"{path}: entry {index} names the image {image_id!r:.80}, not of the dataset")
+            if not _is_id(category_id) or category_id not in categories.thing_ids:
+                raise DatasetError(f"{path}: entry {index} has the category {category_id!r:.80}, which is no thing")
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+                raise DatasetError(f"{path}: entry {index} has the score {score!r:.80}, which is no finite number")
             by_image[entry["image_id"]].append(entry)
         return cls(by_image, categories)
 
@@ -92,7 +96,7 @@ class InstancePredictions:
         entries = self.by_image.get(image_id, [])
         masks = torch.zeros(len(entries), height, width, dtype=torch.bool)
         for mask, entry in zip(masks, entries, strict=True):
-            mask.copy_(torch.from_numpy(mask_util.decode(checked_rle(entry["segmentation"], height, width))))
+            mask.copy_(torch.from_numpy(_mask(image_id, entry["segmentation"], height, width)))
         scores = torch.tensor([entry["score"] for entry in entries], dtype=torch.float64)
         classes = [self.categories.thing_ids[entry["category_id"]] for entry in entries]
         return masks, scores, torch.tensor(classes, dtype=torch.int64)
@@ -109,13 +113,16 @@ def semantic_reader(
     """
     if PathManager.isdir(path):
         return lambda record: _semantic_png(path, layout, categories, record)
-    image_of_name = {_stem(record["file_name"]): image_id for image_id, record in records.items()}
+    image_of_name = _images_by_name(records)
     by_image: dict[Hashable, list[Record]] = defaultdict(list)
     for index, entry in enumerate(_entries(path, ("category_id", "segmentation"))):
-        image_id = entry.get("image_id", image_of_name.get(_stem(str(entry.get("file_name")))))
-        if image_id not in records:
-            name = entry.get("image_id", entry.get("file_name"))
-            raise DatasetError(f"{path}: entry {index} names the image {name!r}, not of the dataset")
+        name = str(entry.get("file_name"))
+        image_id = entry.get("image_id", image_of_name.get(name, image_of_name.get(_stem(name))))
+        if not _is_id(image_id) or image_id not in records:
+            given = entry.get("image_id", name)
+            raise DatasetError(f"{path}: entry {index} names the image {given!r:.80}, not of the dataset")
+        if not _is_id(entry["category_id"]):
+            raise DatasetError(f"{path}: entry {index} has the category {entry['category_id']!r:.80}")
         by_image[image_id].append(entry)
 
     def read(record: Record) -> np.ndarray:
@@ -125,8 +132,7 @@ def semantic_reader(
         for entry in by_image[record["image_id"]]:
             stuff = categories.stuff_ids.get(entry["category_id"])
             if stuff is not None:
-                mask = mask_util.decode(checked_rle(entry["segmentation"], *labels.shape))
-                labels[mask.astype(bool)] = stuff
+                labels[_mask(record["image_id"], entry["segmentation"], *labels.shape).astype(bool)] = stuff
         return labels
 
     return read
@@ -140,6 +146,27 @@ def _semantic_png(folder: str, layout: SemanticLayout, categories: PanopticCateg
     class_of_label = np.zeros(65536, dtype=np.int64)
     class_of_label[list(categories.stuff_labels(layout))] = np.arange(1, categories.num_stuff + 1)
     return class_of_label[labels]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _mask(image_id: Hashable, segmentation: Any, height: int, width: int) -> np.ndarray:
+    """(H, W) uint8, decoded."""
+    if not isinstance(segmentation, Mapping):
+        raise DatasetError(f"image {image_id!r}: a segmentation is no RLE: {segmentation!r:.80}")
+    try:
+        return np.asarray(mask_util.decode(checked_rle(segmentation, height, width)))
+    except DatasetError as error:
+        raise DatasetError(f"image {image_id!r}: a segmentation: {error}") from error
+
+
+def _images_by_name(records: Mapping[Hashable, Record]) -> dict[str, Hashable]:
+    """File names, and what is before the suffix of those that only one image has, to image ids."""
+    images = {record["file_name"]: image_id for image_id, record in records.items()}
+    times = Counter(map(_stem, images))
+    return {**{_stem(name): image_id for name, image_id in images.items() if times[_stem(name)] == 1}, **images}
 
 
 def _entries(path: str, fields: Sequence[str]) -> list[Record]:
@@ -201,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     setup_logger(name="convmask")
     try:
+        if options.module:
+            import_user_module(options.module)
         quality = merge(options)
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

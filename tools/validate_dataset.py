@@ -11,8 +11,6 @@ Exit code: 0 if nothing is wrong, 1 if something is, 2 for wrong arguments.
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -23,7 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 import convmask.data  # noqa: F401 (registers the built-in datasets)
+from convmask.data.errors import DatasetError
 from convmask.data.problems import Problem
+from convmask.data.user_modules import import_user_module
 from convmask.data.validation import validate, validate_instances, validate_panoptic
 from convmask.data.validation_files import Files
 
@@ -32,7 +32,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Reads the command line and checks that it names one dataset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="a registered dataset")
-    parser.add_argument("--import", dest="module", metavar="MODULE", help="Python module that registers the dataset")
+    parser.add_argument(
+        "--import", dest="module", metavar="MODULE", help="Python module or file that registers the dataset"
+    )
     parser.add_argument("--image-root", help="folder of the pictures")
     parser.add_argument("--panoptic-json", help="COCO panoptic json")
     parser.add_argument("--panoptic-root", help="folder of the panoptic PNG files")
@@ -95,9 +97,12 @@ def as_table(problems: Iterable[Problem]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit code."""
     args = parse_arguments(arguments)
-    if args.module is not None:
-        sys.path.insert(0, os.getcwd())
-        importlib.import_module(args.module)
+    try:
+        if args.module is not None:
+            import_user_module(args.module)
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     problems = find_problems(args, Console(stderr=True))
     # In a file or a pipe nothing is cut or wrapped at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=400)

@@ -26,10 +26,11 @@ from detectron2.utils.logger import setup_logger
 from rich.progress import track
 
 import convmask.data  # noqa: F401
-from convmask.config import get_cfg
 from convmask.data.categories import PanopticCategories
 from convmask.data.errors import DatasetError
 from convmask.data.mapper import PanopticDatasetMapper
+from convmask.data.user_modules import import_user_module
+from convmask.engine import load_config
 from convmask.visualization import contact_sheet, draw_prediction, save_image
 from convmask.visualization.colors import class_color
 
@@ -41,6 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", metavar="FILE", help="config whose INPUT and DATASETS.TRAIN are used")
     parser.add_argument("--dataset", metavar="NAME", help="registered dataset (default: the first of DATASETS.TRAIN)")
+    parser.add_argument("--import", dest="module", metavar="MODULE", help="Python module or file that registers it")
     parser.add_argument("--output", metavar="DIR", default="data_pictures", help="folder for the pictures")
     parser.add_argument(
         "--num-images", metavar="N", type=int, default=16, help="how many images (default: %(default)s)"
@@ -55,14 +57,9 @@ def build_config(arguments: argparse.Namespace) -> CfgNode:
     """The config of the command line.
 
     Raises:
-        ValueError: there is no dataset, or the name of one is not registered.
+        ValueError: there is no such config, no dataset, or the name of one is not registered.
     """
-    cfg = get_cfg()
-    if arguments.config_file:
-        if not Path(arguments.config_file).is_file():
-            raise ValueError(f"no config file {arguments.config_file!r}")
-        cfg.merge_from_file(arguments.config_file, allow_unsafe=False)
-    cfg.merge_from_list(arguments.opts)
+    cfg = load_config(arguments.config_file or "", arguments.opts)
     if arguments.dataset:
         cfg.DATASETS.TRAIN = (arguments.dataset,)
     if not cfg.DATASETS.TRAIN:
@@ -106,7 +103,9 @@ def draw(sample: Mapping[str, Any], metadata: Metadata, cfg: CfgNode) -> np.ndar
 
 def _as_prediction(targets: Instances) -> Instances:
     drawn = Instances(targets.image_size)
-    drawn.pred_masks = targets.gt_masks.tensor
+    drawn.pred_boxes = targets.gt_boxes
+    if targets.has("gt_masks"):
+        drawn.pred_masks = targets.gt_masks.tensor
     drawn.pred_classes = targets.gt_classes
     return drawn
 
@@ -116,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     setup_logger(name="convmask")
     try:
+        if options.module:
+            import_user_module(options.module)
         cfg = build_config(options)
         name = cfg.DATASETS.TRAIN[0]
         seed_all_rng(options.seed)

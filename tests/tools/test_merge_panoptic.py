@@ -159,6 +159,14 @@ def test_the_ground_truth_has_full_quality(
     assert "PQ 100.00 (things 100.00, stuff 100.00)" in capsys.readouterr().out
 
 
+def test_images_of_one_name_are_told_apart_by_their_folder(tool: ModuleType) -> None:
+    records = {1: {"file_name": "x/a.png"}, 2: {"file_name": "y/a.png"}, 3: {"file_name": "y/b.png"}}
+    assert tool._images_by_name(records) == {"x/a.png": 1, "y/a.png": 2, "y/b.png": 3, "b": 3}
+
+
+INSTANCE = '{"image_id": %s, "category_id": %s, "score": %s, "segmentation": %s}'
+
+
 @pytest.mark.parametrize(
     ("instances", "semantic", "message"),
     [
@@ -170,6 +178,14 @@ def test_the_ground_truth_has_full_quality(
             "[]",
             "instances.json: entry 0 names the image 'none'",
         ),
+        (f"[{INSTANCE % ('[]', 1, 1, '{}')}]", "[]", "instances.json: entry 0 names the image []"),
+        (f"[{INSTANCE % (1, '{}', 1, '{}')}]", "[]", "entry 0 has the category {}"),
+        (f"[{INSTANCE % (1, 1, 'NaN', '{}')}]", "[]", "entry 0 has the score nan"),
+        (f"[{INSTANCE % (1, 1, '[1]', '{}')}]", "[]", "entry 0 has the score [1]"),
+        (f"[{INSTANCE % (1, 1, 1, '[[1, 2]]')}]", "[]", "image 1: a segmentation is no RLE: [[1, 2]]"),
+        (f"[{INSTANCE % (1, 1, 1, '{}')}]", "[]", "image 1: a segmentation: RLE size is None"),
+        ("[]", '[{"image_id": {}, "category_id": 1, "segmentation": {}}]', "names the image {}"),
+        ("[]", '[{"image_id": 1, "category_id": [], "segmentation": {}}]', "entry 0 has the category []"),
         ("[]", '[{"file_name": "none.png", "category_id": 1, "segmentation": {}}]', "names the image 'none.png'"),
         ("[]", "[]", "semantic.json: no semantic prediction for image"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +52,33 @@ def test_semantic_colors_follow_the_layout(tool: ModuleType) -> None:
     assert separated[:5].tolist() == metadata.stuff_colors
     assert together[:9].tolist() == metadata.thing_colors + metadata.stuff_colors[1:]
     assert separated[255].tolist() == [0, 0, 0]
+
+
+def test_a_set_of_ones_own_with_boxes_alone(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    box = {"bbox": [5, 5, 20, 20], "bbox_mode": 1, "category_id": 0}
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "height": 40, "width": 60, "annotations": [box]}
+    (tmp_path / "own_boxes.py").write_text(
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        f"DatasetCatalog.register('own_boxes', lambda: [{record!r}])\n"
+        "MetadataCatalog.get('own_boxes').thing_classes = ['cat']\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = [
+        "--import",
+        str(tmp_path / "own_boxes.py"),
+        "--dataset",
+        "own_boxes",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert tool.main([*arguments, "INPUT.MIN_SIZE_TRAIN", "(0,)"]) == 0
+    with Image.open(tmp_path / "out" / "000000.png") as picture:
+        assert np.asarray(picture).std() > 10
+    assert tool.main(["--import", "own_absent", *arguments[2:]]) == 1
+    assert "error: no module 'own_absent'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
