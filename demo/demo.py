@@ -108,6 +108,19 @@ class Demo:
                     break
 
 
+def check_outputs(folder: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Makes sure that no result takes the place of an input.
+
+    Raises:
+        ConfigError: names the input.
+    """
+    kept = {path.resolve(): path for path in inputs}
+    for name in names:
+        for file in (folder / f"{name}.png", folder / f"{name}.mp4", folder / "panoptic" / f"{name}.png"):
+            if file.resolve() in kept:
+                raise ConfigError(f"--output {folder}: a result would overwrite the input {kept[file.resolve()]}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Does what the command line says; returns the exit code."""
     inputs = find_inputs(args.input)
@@ -119,13 +132,14 @@ def run(args: argparse.Namespace) -> int:
     if not inputs.images and not videos:
         found = f"nothing found for {', '.join(inputs.missing)}" if inputs.missing else "nothing to do"
         raise ConfigError(f"{found}: give --input, --video-input or --webcam")
+    names = output_names([*inputs.images, *(Path(f"webcam_{v}") if isinstance(v, int) else v for v in videos)])
+    check_outputs(Path(args.output), names, [*inputs.images, *(v for v in videos if isinstance(v, Path))])
     console = Console(stderr=True)
     demo = Demo(args, console)
     for pattern in inputs.missing:
-        demo.skip(f"{pattern!r} matches no file")
+        demo.skip(f"{pattern!r} gives no image or video")
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    names = output_names([*inputs.images, *(Path(f"webcam_{v}") if isinstance(v, int) else v for v in videos)])
     with Progress(*columns, console=console) as progress:
         pairs = list(zip(inputs.images, names, strict=False))
         for path, name in progress.track(pairs, description="images") if pairs else ():

@@ -37,6 +37,8 @@ from convmask.visualization import contact_sheet, ground_truth, panels, save_ima
 
 QUICK_CONFIG = "quick/panoptic_fpn_synthetic.yaml"
 OUTPUT = Path("output/demo")
+# An empty file in a folder that a demo may delete.
+MARK = ".quick_demo"
 ZOO_CONFIG = "PanopticFPN/panoptic_fpn_R_50_3x.yaml"
 ZOO_WEIGHTS = "detectron2://COCO-PanopticSegmentation/panoptic_fpn_R_50_3x/139514569/model_final_c10459.pkl"
 # Seconds without an answer after which the model zoo counts as out of reach.
@@ -73,15 +75,15 @@ def training_config(args: argparse.Namespace) -> CfgNode:
     if args.max_iter is not None:
         cfg.SOLVER.MAX_ITER = args.max_iter
         cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < args.max_iter)
+    prepare(cfg)
     if output.exists():
-        if any(output.iterdir()) and not (output / "config.yaml").is_file():
+        # The folder of another training has a config and a model too: the file says that it is a demo's.
+        if args.output is not None and any(output.iterdir()) and not (output / MARK).is_file():
             raise ConfigError(f"{output} holds something else than an earlier demo: choose another --output")
         shutil.rmtree(output)
     output.mkdir(parents=True)
-    # First of all, so that the folder of an interrupted run is recognised as a demo's.
-    (output / "config.yaml").touch()
+    (output / MARK).touch()
     log_to(output)
-    prepare(cfg)
     (output / "config.yaml").write_text(cfg.dump())
     cfg.freeze()
     return cfg
@@ -170,6 +172,9 @@ def image_config(args: argparse.Namespace) -> CfgNode:
 def run_image(args: argparse.Namespace) -> None:
     """Predicts on one image and writes the picture."""
     image = read_image(args.image, "BGR")
+    path = (args.output or Path("output/predictions")) / f"{Path(args.image).stem}.png"
+    if path.resolve() == Path(args.image).resolve():
+        raise ConfigError(f"the prediction would overwrite the image {args.image}: choose another --output")
     cfg = image_config(args)
     try:
         socket.setdefaulttimeout(_PATIENCE)
@@ -182,7 +187,6 @@ def run_image(args: argparse.Namespace) -> None:
         socket.setdefaulttimeout(None)
     prediction = predictor(image)
     picture = draw(image, prediction, predictor.metadata)
-    path = (args.output or Path("output/predictions")) / f"{Path(args.image).stem}.png"
     print(f"prediction     {save_image(path, picture)}")
 
 

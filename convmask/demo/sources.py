@@ -18,23 +18,17 @@ class Inputs:
     Attributes:
         images: also files of unknown suffix that were named one by one.
         videos: files with a suffix of VIDEO_SUFFIXES.
-        missing: names and patterns that match nothing.
+        missing: names, folders and patterns that give no image and no video.
     """
 
     images: list[Path] = field(default_factory=list)
     videos: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
-    def _add(self, path: Path, named: bool) -> None:
-        suffix = path.suffix.lower()
-        group = self.videos if suffix in VIDEO_SUFFIXES else self.images
-        if (named or suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES) and path not in group:
+    def _add(self, path: Path) -> None:
+        group = self.videos if path.suffix.lower() in VIDEO_SUFFIXES else self.images
+        if path not in group:
             group.append(path)
-
-    def _add_folder(self, folder: Path) -> None:
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.startswith("."):
-                self._add(path, named=False)
 
 
 def find_inputs(patterns: Iterable[str]) -> Inputs:
@@ -46,17 +40,21 @@ def find_inputs(patterns: Iterable[str]) -> Inputs:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            inputs._add_folder(path)
+            files = _pictures(file for file in path.iterdir() if not file.name.startswith("."))
         elif path.exists():
-            inputs._add(path, named=True)
+            files = [path]
         else:
-            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            if not matches:
-                inputs.missing.append(pattern)
-            for match in matches:
-                if match.is_file():
-                    inputs._add(match, named=False)
+            files = _pictures(Path(match) for match in glob.glob(str(path), recursive=True))
+        if not files:
+            inputs.missing.append(pattern)
+        for file in files:
+            inputs._add(file)
     return inputs
+
+
+def _pictures(paths: Iterable[Path]) -> list[Path]:
+    """The images and videos among ``paths``, sorted."""
+    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_file())
 
 
 def output_names(paths: Iterable[Path]) -> list[str]:

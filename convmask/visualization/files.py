@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from convmask.utils.files import write_atomically
 
 
 def save_image(path: str | Path, image: np.ndarray) -> Path:
@@ -17,11 +19,11 @@ def save_image(path: str | Path, image: np.ndarray) -> Path:
         OSError: the file cannot be written.
     """
     path = Path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: unknown file extension {path.suffix!r}")
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        Image.fromarray(image).save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, encoded.getvalue())
     return path

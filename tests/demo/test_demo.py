@@ -92,6 +92,25 @@ def test_a_file_as_output_is_an_error(script: Script, capsys: pytest.CaptureFixt
     assert "--output result.jpg: give a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("source", "output"), [("photos/a.png", "photos"), ("results/panoptic/a.png", "results"), ("clip.mp4", ".")]
+)
+def test_a_result_never_overwrites_an_input(
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+    output: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(source).parent.mkdir(parents=True, exist_ok=True)
+    Path(source).touch()
+    with pytest.raises(SystemExit):
+        script("demo").main(["--config-file", "any.yaml", "--input", str(tmp_path / source), "--output", output])
+    assert f"would overwrite the input {tmp_path / source}" in capsys.readouterr().err
+
+
 def test_a_config_without_weights_is_an_error(repository: Path) -> None:
     with pytest.raises(ConfigError, match="names no weights"):
         demo_config("quick/panoptic_fpn_synthetic.yaml")

@@ -40,6 +40,7 @@ def test_a_folder_of_something_else_is_not_deleted(
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").touch()
+    (tmp_path / "thesis" / "config.yaml").touch()  # as the folder of any training has
     with pytest.raises(SystemExit):
         _run(script, tiny_options, tmp_path / "thesis")
     assert "thesis" in capsys.readouterr().err
@@ -57,6 +58,16 @@ def test_an_image_with_weights_of_ones_own(
     script("quick_demo").main(["--image", str(photo), *weights])
     assert str(output / "photo.png") in capsys.readouterr().out
     assert Image.open(output / "photo.png").size == (480, 400)
+
+
+def test_a_prediction_never_overwrites_its_image(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(photo)
+    with pytest.raises(SystemExit):
+        script("quick_demo").main(["--image", str(photo), "--output", str(tmp_path)])
+    assert "would overwrite the image" in capsys.readouterr().err
 
 
 def test_an_unreadable_image_is_an_error(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

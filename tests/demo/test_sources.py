@@ -36,6 +36,14 @@ def test_patterns_names_and_what_is_missing(folder: Path) -> None:
     assert inputs.missing == [str(folder / "*.gif")]
 
 
+def test_folders_and_patterns_without_a_picture_are_missing(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    patterns = [str(folder / "empty"), str(folder / "*.txt"), str(folder / "em*"), str(folder / "a.png")]
+    inputs = find_inputs([*patterns, str(folder / "a.*")])
+    assert inputs.missing == patterns[:3]
+    assert [path.name for path in inputs.images] == ["a.png"]
+
+
 def test_equal_names_get_different_outputs() -> None:
     paths = [Path("x/a.png"), Path("y/a.jpg"), Path("a_2.png"), Path("z/A.png")]
     names = output_names(paths)
