@@ -206,9 +206,18 @@ class Checkpointer(DetectionCheckpointer):
     def _misfit(self, verb: str, checkpoint: Checkpoint, fit: Fit) -> CheckpointError:
         lines = [f"{checkpoint.path}: {verb} this {type(self.model).__name__}: {diagnose(fit)}", describe(fit)]
         lines.append(f"  The file holds {checkpoint.kind}. {checkpoint.hint}".rstrip())
-        if checkpoint.config:
-            lines.append(f"  The config that fits it: {checkpoint.config}")
+        config = checkpoint.config or self._config_beside(checkpoint.path)
+        if config:
+            lines.append(f"  The config that fits it: {config}")
         return CheckpointError("\n".join(lines))
+
+    def _config_beside(self, path: str) -> str:
+        """The ``config.yaml`` that a training left beside its checkpoint; "" where there is none."""
+        folder = os.path.dirname(os.path.abspath(path))
+        config = os.path.join(os.path.dirname(path), "config.yaml")
+        # That of this run is written before anything is loaded, over the one of an earlier run in the same folder.
+        own = bool(self.save_dir) and folder == os.path.abspath(self.save_dir)
+        return config if not own and os.path.isfile(config) else ""
 
     def _report(self, checkpoint: Checkpoint, fit: Fit) -> None:
         self.logger.info("%s: %s, %d tensors loaded", checkpoint.path, checkpoint.kind, fit.loaded)

@@ -92,6 +92,17 @@ def test_other_number_of_classes(tmp_path: Path, logged: Callable[[], str]) -> N
     assert not torch.equal(model.roi_heads.conv.weight, before["roi_heads.conv.weight"])
 
 
+def test_the_config_beside_a_file_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "coco.pth", randomise(Detector(classes=80)))
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match=f"The config that fits it: {tmp_path}/config.yaml"):
+        Checkpointer(Detector(classes=5), policy="strict").load(path)
+    # that folder's config is this run's own by then
+    with pytest.raises(CheckpointError) as error:
+        Checkpointer(Detector(classes=5), str(tmp_path), policy="strict").load(path)
+    assert "config.yaml" not in str(error.value)
+
+
 def test_other_method(tmp_path: Path, logged: Callable[[], str]) -> None:
     path = save(tmp_path / "a.pth", randomise(Detector(head="position_head")))
     model = randomise(Detector(), seed=1)
