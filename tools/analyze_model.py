@@ -41,7 +41,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--config-file", metavar="FILE", required=True)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), help="what to count: by default all")
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the image: by default INPUT.{MIN,MAX}_SIZE_TEST"
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="of the image: by default INPUT.{MIN,MAX}_SIZE_TEST, 800 1333 where images are not resized",
     )
     parser.add_argument("--depth", type=int, default=2, help="levels of modules in the table: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and image: %(default)s")
@@ -79,6 +83,11 @@ def count(model: nn.Module, image: torch.Tensor, tasks: Sequence[str]) -> dict[s
             }
             counts[task][""] = int(by_module["model"])
     return counts
+
+
+def image_size(cfg: CfgNode) -> tuple[int, int]:
+    """(height, width) that images are resized to in tests; MIN_SIZE_TEST 0 leaves them as they are: COCO's then."""
+    return (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) if cfg.INPUT.MIN_SIZE_TEST else (800, 1333)
 
 
 def faint_image(cfg: CfgNode, height: int, width: int) -> torch.Tensor:
@@ -120,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg = load_config(options.config_file, options.opts)
         cfg.MODEL.DEVICE = "cpu"
         prepare(cfg)
-        height, width = options.size or (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        height, width = options.size or image_size(cfg)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
         torch.manual_seed(options.seed)
         with errors_of_config("the model"):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from convmask.config import get_cfg
+
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:
@@ -72,3 +74,11 @@ def test_a_missing_config_is_one_line(tool: ModuleType, capsys: pytest.CaptureFi
         tool.main(["--config-file", "none.yaml"])
     assert stopped.value.code == 1
     assert "no config file 'none.yaml'" in capsys.readouterr().err
+
+
+def test_images_that_are_not_resized_have_the_usual_size(tool: ModuleType) -> None:
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 320, 640
+    assert tool.image_size(cfg) == (320, 640)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    assert tool.image_size(cfg) == (800, 1333)
