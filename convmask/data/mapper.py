@@ -129,7 +129,7 @@ class PanopticDatasetMapper:
     def _add_targets(self, output: dict[str, Any], sample: SegmentationInput) -> None:
         self.augmentations(sample)
         output["image"] = _image_tensor(sample.image)
-        if "sem_seg" in self.targets and sample.ids is not None:
+        if "sem_seg" in self.targets and sample.index is not None:
             output["sem_seg"] = torch.from_numpy(np.ascontiguousarray(sample.sem_seg))
         if "instances" in self.targets and sample.has_instances:
             output["instances"] = sample.instances()

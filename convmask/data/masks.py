@@ -15,33 +15,41 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from scipy import ndimage
 
 from convmask.data.errors import DatasetError
+from convmask.utils.label_runs import encode_runs, position_of
 
 IntArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
+# int32, or uint8 where that suffices
+IdMap = npt.NDArray[np.int32] | npt.NDArray[np.uint8]
 
 VOID = 0
 _HIGHEST_ID = 2**24 - 1
 
 
-def transform_id_map(transforms: T.Transform | T.TransformList, ids: IntArray) -> IntArray:
+def transform_id_map(transforms: T.Transform | T.TransformList, ids: IdMap) -> IdMap:
     """Applies geometric transforms to an id map, by the nearest pixel.
 
-    The map goes through ``apply_segmentation`` as four planes of bytes: Detectron2 resizes bytes with PIL, whose
+    The map goes through ``apply_segmentation`` as one or four planes of bytes: Detectron2 resizes bytes with PIL, whose
     nearest pixel agrees with the resized image, but other types with torch, whose nearest pixel is off by up to one.
 
     Args:
-        transforms: whatever pads with one value for all planes (0 or 255) and keeps (H, W, 4) as it is.
-        ids: (H, W).
+        transforms: whatever pads with one value for all planes (0 or 255) and keeps (H, W, 4) as it is. Detectron2's
+            ``ExtentTransform`` does not serve: it mixes the labels of neighbouring pixels.
+        ids: (H, W): int32, or uint8 of 0 to 254.
 
     Returns:
-        (H', W'). Padding is 0 or -1, neither of which is the id of a segment.
+        (H', W') of the same type. Padding is 0.
     """
+    if ids.dtype == np.uint8:
+        moved = np.ascontiguousarray(transforms.apply_segmentation(ids))
+        return np.where(moved == 255, np.uint8(VOID), moved)
     planes = np.ascontiguousarray(ids, dtype="<i4")[..., None].view(np.uint8)
     planes = np.ascontiguousarray(transforms.apply_segmentation(planes))
-    return planes.view("<i4")[..., 0].astype(np.int32, copy=False)
+    moved = planes.view("<i4")[..., 0].astype(np.int32, copy=False)
+    return np.where(moved == -1, np.int32(VOID), moved)
 
 
-def segment_index(ids: IntArray, segment_ids: Sequence[int]) -> IntArray:
+def segment_index(ids: IdMap, segment_ids: Sequence[int]) -> IdMap:
     """Numbers the segments of an id map.
 
     Args:
@@ -49,47 +57,44 @@ def segment_index(ids: IntArray, segment_ids: Sequence[int]) -> IntArray:
         segment_ids: N different ids, 1 to 2^24 - 1.
 
     Returns:
-        (H, W): k where the id is ``segment_ids[k - 1]``, 0 where it is none of them.
+        (H, W): k where the id is ``segment_ids[k - 1]``, 0 where it is none of them. Of type uint8 where N is below
+        255, else int32.
 
     Raises:
         DatasetError: an id is out of range or occurs twice.
     """
     wanted = np.asarray(segment_ids, dtype=np.int64).reshape(-1)
+    dtype = np.uint8 if len(wanted) < 255 else np.int32
     if not len(wanted):
-        return np.zeros(ids.shape, dtype=np.int32)
+        return np.zeros(ids.shape, dtype=dtype)
     if wanted.min() <= VOID or wanted.max() > _HIGHEST_ID:
         raise DatasetError(f"segment ids from {wanted.min()} to {wanted.max()} do not lie between 1 and {_HIGHEST_ID}")
     if len(np.unique(wanted)) < len(wanted):
         raise DatasetError("a segment id occurs twice")
-    # The last entry stands for every other id. The table may have 2^24 entries: the system provides only the pages of
-    # it that are in use, and a look-up costs a fraction of sorting the pixels.
-    table = np.zeros(wanted.max() + 2, dtype=np.int32)
-    table[wanted] = np.arange(1, len(wanted) + 1)
-    index = np.ascontiguousarray(ids, dtype=np.int32).view(np.uint32)
-    return table[np.minimum(index, np.uint32(len(table) - 1))]
+    # A look-up for each run of equal pixels costs a fraction of one for each pixel.
+    runs = encode_runs(ids)
+    return runs.with_values((position_of(runs.values, wanted) + 1).astype(dtype)).decode()
 
 
-def boxes_and_areas(index: IntArray, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Tight boxes and areas of all segments, without a mask for any.
+def tight_boxes(index: IdMap, count: int) -> npt.NDArray[np.float32]:
+    """Tight boxes of all segments, without a mask for any.
 
     Args:
         index: (H, W), the result of :func:`segment_index`.
         count: N.
 
     Returns:
-        boxes (N, 4), XYXY in pixels, the lower right corner outside; and areas (N,) in pixels. Zeros where a segment
-        has no pixel.
+        (N, 4): XYXY in pixels, the lower right corner outside. Zeros where a segment has no pixel.
     """
-    areas = np.bincount(index.ravel(), minlength=count + 1)[1:]
     boxes = np.zeros((count, 4), dtype=np.float32)
     for number, found in enumerate(ndimage.find_objects(index, max_label=count) if count else ()):
         if found is not None:
             rows, columns = found
             boxes[number] = columns.start, rows.start, columns.stop, rows.stop
-    return boxes, areas
+    return boxes
 
 
-def split_masks(index: IntArray, numbers: Sequence[int], boxes: npt.NDArray[np.float32]) -> torch.Tensor:
+def split_masks(index: IdMap, numbers: Sequence[int], boxes: npt.NDArray[np.float32]) -> torch.Tensor:
     """One mask for each of some segments.
 
     They take M bytes a pixel, and nothing else of that size is allocated.
@@ -126,7 +131,7 @@ def make_instances(masks: torch.Tensor, boxes: npt.NDArray[np.float32], classes:
     return instances
 
 
-def instances_from_index(index: IntArray, classes: Mapping[int, int], count: int) -> Instances:
+def instances_from_index(index: IdMap, classes: Mapping[int, int], count: int) -> Instances:
     """The instances of which at least one pixel is there, in ascending order of number.
 
     Args:
@@ -137,7 +142,7 @@ def instances_from_index(index: IntArray, classes: Mapping[int, int], count: int
     Returns:
         As :func:`make_instances`.
     """
-    boxes, areas = boxes_and_areas(index, count)
-    kept = [number for number in sorted(classes) if areas[number - 1] > 0]
+    boxes = tight_boxes(index, count)
+    kept = [number for number in sorted(classes) if boxes[number - 1].any()]
     boxes = boxes[[number - 1 for number in kept]]
     return make_instances(split_masks(index, kept, boxes), boxes, [classes[number] for number in kept])

@@ -79,7 +79,8 @@ class SegmentationInput:
 
     Attributes:
         image: (H, W, 3) uint8.
-        ids: (H, W) int32, or None where there is no id map.
+        index: (H, W): the position in the table, from 1, of each pixel's segment, 0 for none; None where there is no id
+            map. Its type is uint8 or int32.
     """
 
     def __init__(
@@ -97,7 +98,8 @@ class SegmentationInput:
         """
         assert (ids is None) == (table is None)
         self.image = image
-        self.ids = ids
+        # Numbered before it is transformed: the source is often smaller, and one byte a pixel mostly suffices.
+        self.index = None if ids is None or table is None else segment_index(ids, table.ids)
         self._table = table
         self._annotations = annotations
         self._source_size: tuple[int, int] = image.shape[:2]
@@ -117,16 +119,16 @@ class SegmentationInput:
     def transform(self, tfm: T.Transform | T.TransformList) -> None:
         """Applies a transform to everything."""
         self.image = tfm.apply_image(self.image)
-        if self.ids is not None:
-            self.ids = transform_id_map(tfm, self.ids)
+        if self.index is not None:
+            self.index = transform_id_map(tfm, self.index)
         self._applied.append(tfm)
 
     @property
     def sem_seg(self) -> npt.NDArray[np.int64] | None:
         """(H, W): semantic labels, 255 where nothing is labelled; None where there is no id map."""
-        if self.ids is None or self._table is None:
+        if self.index is None or self._table is None:
             return None
-        return self._table.labels[segment_index(self.ids, self._table.ids)]
+        return self._table.labels[self.index]
 
     def instances(self) -> Instances:
         """What is left of the instances, see :func:`convmask.data.masks.make_instances`.
@@ -141,10 +143,9 @@ class SegmentationInput:
             if not has_masks(self._annotations):
                 return instances_from_boxes(self._annotations, applied, self.size)
             return instances_from_annotations(self._annotations, applied, self._source_size, self.size)
-        if self.ids is None or self._table is None:
+        if self.index is None or self._table is None:
             return instances_from_index(np.zeros(self.size, dtype=np.int32), {}, 0)
-        index = segment_index(self.ids, self._table.ids)
-        return instances_from_index(index, self._table.classes, len(self._table.ids))
+        return instances_from_index(self.index, self._table.classes, len(self._table.ids))
 
     def random_instance_pixel(self) -> tuple[int, int] | None:
         """(y, x) of a random pixel of a random instance, drawn from numpy's global generator; None if there is none."""
@@ -167,7 +168,6 @@ class SegmentationInput:
                 return transform_mask(outline, applied, self._source_size, self.size)
 
             return [partial(mask, annotation) for annotation in self._annotations if not annotation.get("iscrowd", 0)]
-        if self.ids is None or self._table is None:
+        if self.index is None or self._table is None:
             return []
-        ids = self.ids
-        return [lambda k=self._table.ids[number - 1]: ids == k for number in self._table.classes]
+        return [partial(np.equal, self.index, number) for number in self._table.classes]

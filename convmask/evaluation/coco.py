@@ -28,8 +28,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from convmask.evaluation.ground_truth import PanopticGroundTruth
-from convmask.evaluation.runs import encode_masks
 from convmask.utils.files import write_atomically
+from convmask.utils.label_runs import encode_masks
 
 TASKS = ("bbox", "segm")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from convmask.evaluation.runs import LabelRuns, common_runs, encode_runs, position_of
+from convmask.utils.label_runs import LabelRuns, common_runs, encode_runs, position_of
 
 VOID = 0
 

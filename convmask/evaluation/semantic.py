@@ -20,8 +20,8 @@ from convmask.data.categories import SemanticLayout
 from convmask.data.errors import DatasetError
 from convmask.data.images import read_semantic_map
 from convmask.evaluation.ground_truth import PanopticGroundTruth
-from convmask.evaluation.runs import position_of
 from convmask.evaluation.semantic_dump import encode_labels, write_labels
+from convmask.utils.label_runs import position_of
 
 _logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from convmask.evaluation.runs import encode_masks
 from convmask.utils.files import write_atomically
+from convmask.utils.label_runs import encode_masks
 
 FILE_NAME = "sem_seg_predictions.json"
 

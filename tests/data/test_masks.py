@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as arrays
 
 from convmask.data.errors import DatasetError
 from convmask.data.masks import (
-    boxes_and_areas,
     instances_from_index,
     segment_index,
     split_masks,
+    tight_boxes,
     transform_id_map,
 )
 
@@ -30,12 +30,11 @@ id_maps = arrays.arrays(
 
 @settings(max_examples=40, deadline=None)
 @given(id_maps)
-def test_index_boxes_areas_and_masks_agree_with_one_mask_each(ids: np.ndarray) -> None:
+def test_index_boxes_and_masks_agree_with_one_mask_each(ids: np.ndarray) -> None:
     index = segment_index(ids, IDS)
-    boxes, areas = boxes_and_areas(index, len(IDS))
+    boxes = tight_boxes(index, len(IDS))
     masks = np.stack([ids == segment_id for segment_id in IDS])
     np.testing.assert_array_equal(np.stack([index == k for k in range(1, 5)]), masks)
-    np.testing.assert_array_equal(areas, masks.sum(axis=(1, 2)))
     np.testing.assert_array_equal(boxes, BitMasks(torch.from_numpy(masks)).get_bounding_boxes().tensor.numpy())
     split = split_masks(index, [4, 2], boxes[[3, 1]])
     assert split.dtype == torch.bool
@@ -45,9 +44,7 @@ def test_index_boxes_areas_and_masks_agree_with_one_mask_each(ids: np.ndarray) -
 def test_no_segments() -> None:
     index = segment_index(np.full((2, 3), 9, dtype=np.int32), [])
     assert not index.any()
-    boxes, areas = boxes_and_areas(index, 0)
-    assert boxes.shape == (0, 4)
-    assert areas.shape == (0,)
+    assert tight_boxes(index, 0).shape == (0, 4)
     instances = instances_from_index(index, {}, 0)
     assert instances.image_size == (2, 3)
     assert instances.gt_masks.tensor.shape == (0, 2, 3)
@@ -80,7 +77,6 @@ TRANSFORMS = {
     "larger": T.ResizeTransform(9, 11, 20, 31),
     "crop": T.CropTransform(2, 1, 5, 6),
     "turn": T.RotationTransform(9, 11, 30),
-    "extent": T.ExtentTransform((1, 2, 9, 8), (12, 13)),
     "colour": T.BlendTransform(np.zeros(1), 0.5, 0.5),
     "nothing": T.NoOpTransform(),
 }
@@ -93,19 +89,34 @@ def test_the_id_map_moves_as_each_mask_would(name: str) -> None:
     ids = rng.choice(np.array([0, *IDS], dtype=np.int32), (9, 11))
     moved = transform_id_map(TRANSFORMS[name], ids)
     assert moved.dtype == np.int32
+    index = transform_id_map(TRANSFORMS[name], segment_index(ids, IDS))
+    assert index.dtype == np.uint8
+    np.testing.assert_array_equal(index, segment_index(moved, IDS))
     for segment_id in IDS:
         mask = TRANSFORMS[name].apply_segmentation((ids == segment_id).astype(np.uint8))
         np.testing.assert_array_equal(moved == segment_id, mask == 1)
 
 
 @pytest.mark.parametrize("value", [0, 255])
-def test_padding_is_no_segment(value: int) -> None:
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_padding_is_no_segment(value: int, dtype: type) -> None:
     pad = PadTransform(1, 2, 3, 4, pad_value=128, seg_pad_value=value)
-    moved = transform_id_map(pad, np.full((2, 2), 1, dtype=np.int32))
-    index = segment_index(moved, [1, 2**24 - 1])
-    assert index.shape == (8, 6)
-    assert index.sum() == 4
-    assert index[2:4, 1:3].all()
+    moved = transform_id_map(pad, np.full((2, 2), 254, dtype=dtype))
+    expected = np.zeros((8, 6), dtype=dtype)
+    expected[2:4, 1:3] = 254
+    np.testing.assert_array_equal(moved, expected)
+    assert moved.dtype == dtype
+
+
+@pytest.mark.parametrize("count", [254, 255, 300])
+def test_more_segments_than_a_byte_counts(count: int) -> None:
+    ids = np.arange(1, count + 1, dtype=np.int32).reshape(1, -1) * 1000
+    index = segment_index(ids, ids[0].tolist())
+    assert index.dtype == (np.uint8 if count < 255 else np.int32)
+    np.testing.assert_array_equal(index[0], np.arange(1, count + 1))
+    flipped = transform_id_map(T.HFlipTransform(count), index)
+    np.testing.assert_array_equal(flipped, index[:, ::-1])
+    assert len(instances_from_index(flipped, dict.fromkeys(range(1, count + 1), 0), count)) == count
 
 
 _PEAK = """

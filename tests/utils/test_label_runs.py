@@ -5,7 +5,7 @@ import pycocotools.mask as mask_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmask.evaluation.runs import common_runs, encode_masks, encode_runs, position_of
+from convmask.utils.label_runs import common_runs, encode_masks, encode_runs, position_of
 
 label_maps = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.integers(1, 5)).map(
     lambda args: np.random.default_rng(args[0]).integers(0, args[3], size=args[1:3])
