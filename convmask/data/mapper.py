@@ -79,8 +79,14 @@ class PanopticDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments from INPUT, and from the metadata of the first training set, which the others share."""
+        """The arguments from INPUT, and from the metadata of the first training set, which the others share.
+
+        Raises:
+            DatasetError: a training set numbers its classes as no ConvMask method does.
+        """
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if is_train and cfg.DATASETS.TRAIN else Metadata()
+        for name in cfg.DATASETS.TRAIN if is_train else ():
+            _check_numbering(name, MetadataCatalog.get(name))
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
@@ -149,6 +155,16 @@ class PanopticDatasetMapper:
             table = SegmentTable.from_segments(dataset_dict["segments_info"], self.semantic_layout, self.categories)
             return SegmentationInput(image, ids=ids, table=table)
         return SegmentationInput(image, annotations=annotations)
+
+
+def _check_numbering(name: str, metadata: Metadata) -> None:
+    """Refuses Detectron2's "standard" panoptic sets: their stuff has the numbers after the things, not 1 to S."""
+    panoptic = metadata.get("evaluator_type") in ("coco_panoptic_seg", "cityscapes_panoptic_seg")
+    if panoptic and metadata.get("categories") is None and metadata.stuff_classes[0] != "things":
+        raise DatasetError(
+            f"dataset {name!r} numbers things and stuff together, as Detectron2's standard panoptic sets do. Use a set "
+            "of ConvMask (convmask_coco_2017_train_panoptic, convmask_cityscapes_train_panoptic), or register_panoptic"
+        )
 
 
 def _image_tensor(image: Any) -> torch.Tensor:

@@ -319,6 +319,17 @@ def test_errors_name_the_image(files: dict[str, Any], tmp_path: Path) -> None:
         mapper({**files["image"], "pan_seg_file_name": str(panoptic), "segments_info": segments})
 
 
+@pytest.mark.parametrize("name", ["coco_2017_train_panoptic", "cityscapes_fine_panoptic_train"])
+def test_standard_panoptic_sets_of_detectron2_are_refused(name: str) -> None:
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (HARD, name)
+    with pytest.raises(DatasetError, match=f"dataset '{name}' numbers things and stuff together"):
+        PanopticDatasetMapper(cfg, True)
+    PanopticDatasetMapper(cfg, False)
+    cfg.DATASETS.TRAIN = ("coco_2017_train_panoptic_separated",)
+    PanopticDatasetMapper(cfg, True)
+
+
 def test_real_panoptic_data(dataset_root: Any) -> None:
     root = dataset_root("nuclei")
     from convmask.data.panoptic import load_panoptic
