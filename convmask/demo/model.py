@@ -50,8 +50,9 @@ def demo_config(
     cfg.MODEL.WEIGHTS = weights or _zoo_weights(config_file) or cfg.MODEL.WEIGHTS
     cfg.merge_from_list([item for key in _THRESHOLD_KEYS for item in (key, float(confidence_threshold))])
     merge_options(cfg, opts)
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError(f"the config {config_file} names no weights: give --weights FILE")
+    # A config for training names the backbone that it begins with.
+    if not cfg.MODEL.WEIGHTS or "://ImageNetPretrained/" in cfg.MODEL.WEIGHTS:
+        raise ConfigError(f"the config {config_file} names no weights of a whole model: give --weights FILE")
     # A file of one's own trains on sets that this process need not know; the names of the classes are then not known.
     for key in ("TRAIN", "TEST"):
         cfg.DATASETS[key] = tuple(name for name in cfg.DATASETS[key] if name in DatasetCatalog.list())

@@ -129,9 +129,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The complete config, frozen.
 
     Raises:
-        ConfigError, DatasetError: see :func:`prepare` and :func:`~convmask.engine.config_files.load_config`.
+        ConfigError, DatasetError: see :func:`prepare` and :func:`~convmask.engine.config_files.load_config`; also for
+            an empty ``OUTPUT_DIR``.
     """
     cfg = load_config(args.config_file, args.opts or [])
+    if not cfg.OUTPUT_DIR:
+        raise ConfigError("OUTPUT_DIR is empty: name a folder")
     args.config_file = ""  # Detectron2 would log the file without its bases; the full config follows anyway
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="convmask")
     prepare(cfg)

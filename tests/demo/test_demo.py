@@ -112,8 +112,9 @@ def test_a_result_never_overwrites_an_input(
 
 
 def test_a_config_without_weights_is_an_error(repository: Path) -> None:
-    with pytest.raises(ConfigError, match="names no weights"):
-        demo_config("quick/panoptic_fpn_synthetic.yaml")
+    for name in ("quick/panoptic_fpn_synthetic.yaml", "PanopticFPN/panoptic_fpn_R_50_1x.yaml"):
+        with pytest.raises(ConfigError, match="names no weights"):
+            demo_config(name)
     with pytest.raises(ConfigError, match=r"threshold is 1\.5"):
         demo_config("quick/panoptic_fpn_synthetic.yaml", "any.pth", 1.5)
 

@@ -13,7 +13,7 @@ from detectron2.utils.events import CommonMetricPrinter
 
 from convmask.checkpoint import CheckpointError
 from convmask.data.errors import DatasetError
-from convmask.engine import ConfigError, Trainer, load_config, prepare, trainer
+from convmask.engine import ConfigError, Trainer, argument_parser, load_config, prepare, setup, trainer
 from convmask.engine.defaults import check_test_classes, choose_device
 from convmask.engine.progress import ProgressBar
 from convmask.evaluation import PanopticEvaluator
@@ -69,6 +69,11 @@ def test_a_contradicting_class_count_is_refused(tiny_options: list[str]) -> None
 def test_values_that_nothing_can_act_on_are_refused(tiny_options: list[str], options: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(load_config(QUICK, [*tiny_options, *options]))
+
+
+def test_an_output_folder_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="OUTPUT_DIR is empty"):
+        setup(argument_parser().parse_args(["OUTPUT_DIR", ""]))
 
 
 @pytest.mark.parametrize(
