@@ -44,6 +44,7 @@ class PanopticDatasetMapper:
         semantic_layout: SemanticLayout = "separated",
         categories: PanopticCategories | None = None,
         ignore_label: int = IGNORE_LABEL,
+        targets_in_test: bool = False,
     ) -> None:
         """Can be built from a config, with ``PanopticDatasetMapper(cfg, is_train)``, or from these.
 
@@ -56,6 +57,7 @@ class PanopticDatasetMapper:
                 category. A semantic file is taken as it is.
             categories: of the dataset; needed by the layout "all".
             ignore_label: value of a semantic file that becomes 255.
+            targets_in_test: provide targets at test time too, at the size that the network sees.
 
         Raises:
             ValueError: unknown target or layout, or "all" without categories.
@@ -65,7 +67,7 @@ class PanopticDatasetMapper:
             raise ValueError(f"INPUT.TARGETS has {sorted(unknown)}: known are {TARGETS}")
         if semantic_layout not in get_args(SemanticLayout):
             raise ValueError(f"INPUT.SEMANTIC_LAYOUT is {semantic_layout!r}, not one of {get_args(SemanticLayout)}")
-        if semantic_layout == "all" and categories is None and is_train:
+        if semantic_layout == "all" and categories is None and (is_train or targets_in_test):
             raise ValueError('INPUT.SEMANTIC_LAYOUT "all" needs a dataset with metadata "categories"')
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -74,13 +76,15 @@ class PanopticDatasetMapper:
         self.semantic_layout: SemanticLayout = semantic_layout
         self.categories = categories
         self.ignore_label = ignore_label
+        self.targets_in_test = targets_in_test
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, list(augmentations))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The arguments from INPUT, and from the metadata of the first training set, which the others share."""
-        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if is_train and cfg.DATASETS.TRAIN else Metadata()
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST if cfg.INPUT.TARGETS_IN_TEST else ()
+        metadata = MetadataCatalog.get(names[0]) if names else Metadata()
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
@@ -89,16 +93,17 @@ class PanopticDatasetMapper:
             "semantic_layout": cfg.INPUT.SEMANTIC_LAYOUT,
             "categories": metadata.get("categories") if cfg.INPUT.SEMANTIC_LAYOUT == "all" else None,
             "ignore_label": metadata.get("ignore_label", IGNORE_LABEL),
+            "targets_in_test": cfg.INPUT.TARGETS_IN_TEST,
         }
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Maps one dataset dict, which stays as it is.
 
         Returns:
-            The dict without its annotations, and ``image`` (3, H', W') uint8. In training also, where asked for and
-            annotated: ``instances``, of which at least a pixel is seen each, without crowds (``gt_boxes`` tight around
-            the masks, ``gt_classes``, ``gt_masks``: BitMasks), and ``sem_seg`` (H', W') int64 with 255 for "ignore".
-            ``height`` and ``width`` are those of the file.
+            The dict without its annotations, and ``image`` (3, H', W') uint8. In training (and with
+            ``targets_in_test``) also, where asked for and annotated: ``instances``, of which at least a pixel is seen
+            each, without crowds (``gt_boxes`` tight around the masks, ``gt_classes``, ``gt_masks``: BitMasks), and
+            ``sem_seg`` (H', W') int64 with 255 for "ignore". ``height`` and ``width`` are those of the file.
 
         Raises:
             DatasetError: a file is missing or unreadable, sizes do not agree, or an annotation is malformed. The
@@ -110,14 +115,15 @@ class PanopticDatasetMapper:
             detection_utils.check_image_size(output, image)
         except detection_utils.SizeMismatchError as error:
             raise DatasetError(str(error)) from error
-        if not self.is_train:
-            output.pop("annotations", None)
+        # at test time evaluators read the names of the annotation files
+        of_training = ("segments_info", "pan_seg_file_name", "sem_seg_file_name") if self.is_train else ()
+        for key in ("annotations", *of_training):
+            output.pop(key, None)
+        if not (self.is_train or self.targets_in_test):
             sample = SegmentationInput(image)
             self.augmentations(sample)
             output["image"] = _image_tensor(sample.image)
             return output
-        for key in ("annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name"):
-            output.pop(key, None)
         try:
             self._add_targets(output, self._sample(dataset_dict, image))
         except DatasetError as error:
