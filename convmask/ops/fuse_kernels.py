@@ -1,12 +1,12 @@
 """Kernel fusion: kernels of one object, found at several places and levels, become one.
 
-The rule (Li et al., "Fully Convolutional Networks for Panoptic Segmentation", section 3.2; the authors' release), with N
-kernels in descending order of score, equal scores in their own order:
+The rule (Li et al., "Fully Convolutional Networks for Panoptic Segmentation", section 3.2; the authors' release), with
+N kernels in descending order of score, equal scores in their own order:
 
 1. Kernel i covers a later kernel j if their cosine similarity is at or above the threshold and, where fusion is
    class-specific, their classes are equal. It always covers itself.
-2. A kernel that no earlier one covers is kept. It does not matter whether the earlier one is kept itself: with A similar
-   to B and B to C, but not A to C, only A is kept.
+2. A kernel that no earlier one covers is kept. It does not matter whether the earlier one is kept itself: with A
+   similar to B and B to C, but not A to C, only A is kept.
 3. Each kernel belongs to the first that covers it. A kept kernel becomes the mean of those that belong to it. What
    belongs to a kernel that is not kept, such as C above, goes into no mean.
 

@@ -2,10 +2,10 @@
 
     kernel[n, k, c] = sum over cells p of masks[n, k, p] * kernel_map[n, c, p] / divisor
 
-(Li et al., "Fully Convolutional Networks for Panoptic Segmentation", section 3.2.) This is a matrix product (K, H W) by
-(H W, C), and so is its gradient: nothing of the size (K, C, H, W) is ever stored, and no kernel written by hand is faster
-than the library's product. The divisor is the number of cells of the whole map in the authors' release, and the size of
-the region in the paper.
+(Li et al., "Fully Convolutional Networks for Panoptic Segmentation", section 3.2.) This is a matrix product of (K, H W)
+by (H W, C), and so is its gradient: nothing of the size (K, C, H, W) is ever stored, and a kernel written by hand is no
+faster than the library's product. The divisor is the number of cells of the whole map in the authors' release, and the
+size of the region in the paper.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _BACKWARD_SCHEMA = "region_kernels_backward(Tensor gradient, Tensor masks, bool 
 def region_kernels(kernel_map: Tensor, masks: Tensor, *, average: Literal["map", "region"] = "map") -> Tensor:
     """Averages a map of kernels over regions (formula: see the module).
 
-    Both tensors are on one device. Differentiable in ``kernel_map``, twice if need be; the masks are constants. Sums are
-    computed in float32, or in float64 for float64 maps.
+    Both tensors are on one device. Differentiable in ``kernel_map``, twice if need be; the masks are constants. Sums
+    are computed in float32, or in float64 for float64 maps. As in any product of PyTorch, their rounding may depend on
+    the number of threads.
 
     Args:
         kernel_map: (N, C, H, W) float16, bfloat16, float32 or float64.
