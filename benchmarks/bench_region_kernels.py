@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -73,12 +72,18 @@ def extra_memory(name: str, args: argparse.Namespace) -> float:
         before = torch.cuda.memory_allocated()
         forward_backward(IMPLEMENTATIONS[name], inputs)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    fill = torch.zeros(64 * 2**20, dtype=torch.uint8)  # drawing needed more for a moment: lift the base above that peak
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is there
+    before = peak_resident_memory()
     results = forward_backward(IMPLEMENTATIONS[name], inputs)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert fill.numel() and results
+    after = peak_resident_memory()
+    assert results
     return (after - before) / 2**10
+
+
+def peak_resident_memory() -> int:
+    """KiB. Linux only; `ru_maxrss` would begin at the peak of the parent process."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+    return int(line.split()[1])
 
 
 def extra_memory_in_a_process(name: str, args: argparse.Namespace) -> float:
