@@ -73,7 +73,7 @@ class PanopticFCN(nn.Module):
             target_options: see :class:`TargetOptions`.
             loss_options: see :class:`LossOptions`.
             inference_options: see :class:`InferenceOptions`.
-            region_labels: the category of a stuff segment by its semantic label, -1 for labels that are never painted.
+            region_labels: the category of a stuff segment by its semantic label, 0 for labels that are never painted.
                 None: label 0 is "things", the others are their own categories.
             true_positions: see ``INFERENCE.TRUE_POSITIONS``.
             true_classes: see ``INFERENCE.TRUE_CLASSES``.
