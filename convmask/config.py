@@ -37,6 +37,8 @@ def add_convmask_config(cfg: CfgNode) -> None:
     cfg.INPUT.SEMANTIC_LAYOUT = "separated"
     # What the mapper gives to training: "instances", "sem_seg", or both.
     cfg.INPUT.TARGETS = ("instances", "sem_seg")
+    # The mapper also gives them at test time, for methods that measure an upper bound with annotations.
+    cfg.INPUT.TARGETS_IN_TEST = False
     # SSD's colour augmentation: brightness, contrast, saturation, hue.
     cfg.INPUT.COLOR_AUG_SSD = False
     # Scale jitter replaces the resizing by INPUT.MIN_SIZE_TRAIN: the image is fitted into TARGET_SIZE times a scale
@@ -55,6 +57,10 @@ def add_convmask_config(cfg: CfgNode) -> None:
 
     # "SGD" (Detectron2's) or "ADAMW"
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Exponent of the learning-rate schedule SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR".
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    # That schedule never falls below this share of the base learning rate after the warm-up.
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
 
     # COCO AP counts at most this many detections of an image. TEST.DETECTIONS_PER_IMAGE limits what the model returns.
     cfg.TEST.AP_MAX_DETECTIONS = 100

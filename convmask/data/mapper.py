@@ -44,6 +44,7 @@ class PanopticDatasetMapper:
         semantic_layout: SemanticLayout = "separated",
         categories: PanopticCategories | None = None,
         ignore_label: int = IGNORE_LABEL,
+        targets_in_test: bool = False,
     ) -> None:
         """Can be built from a config, with ``PanopticDatasetMapper(cfg, is_train)``, or from these.
 
@@ -56,6 +57,7 @@ class PanopticDatasetMapper:
                 category. A semantic file is taken as it is.
             categories: of the dataset; needed by the layout "all".
             ignore_label: value of a semantic file that becomes 255.
+            targets_in_test: provide targets at test time too, at the size that the network sees.
 
         Raises:
             ValueError: unknown target or layout, or "all" without categories.
@@ -65,7 +67,7 @@ class PanopticDatasetMapper:
             raise ValueError(f"INPUT.TARGETS has {sorted(unknown)}: known are {TARGETS}")
         if semantic_layout not in get_args(SemanticLayout):
             raise ValueError(f"INPUT.SEMANTIC_LAYOUT is {semantic_layout!r}, not one of {get_args(SemanticLayout)}")
-        if semantic_layout == "all" and categories is None and is_train:
+        if semantic_layout == "all" and categories is None and (is_train or targets_in_test):
             raise ValueError('INPUT.SEMANTIC_LAYOUT "all" needs a dataset with metadata "categories"')
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -74,18 +76,20 @@ class PanopticDatasetMapper:
         self.semantic_layout: SemanticLayout = semantic_layout
         self.categories = categories
         self.ignore_label = ignore_label
+        self.targets_in_test = targets_in_test
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, list(augmentations))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments from INPUT, and from the metadata of the first training set, which the others share.
+        """The arguments from INPUT, and from the metadata of the first data set, which the others share.
 
         Raises:
             DatasetError: a training set numbers its classes as no ConvMask method does.
         """
-        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if is_train and cfg.DATASETS.TRAIN else Metadata()
-        for name in cfg.DATASETS.TRAIN if is_train else ():
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST if cfg.INPUT.TARGETS_IN_TEST else ()
+        metadata = MetadataCatalog.get(names[0]) if names else Metadata()
+        for name in names:
             _check_numbering(name, MetadataCatalog.get(name))
         return {
             "is_train": is_train,
@@ -95,16 +99,17 @@ class PanopticDatasetMapper:
             "semantic_layout": cfg.INPUT.SEMANTIC_LAYOUT,
             "categories": metadata.get("categories") if cfg.INPUT.SEMANTIC_LAYOUT == "all" else None,
             "ignore_label": metadata.get("ignore_label", IGNORE_LABEL),
+            "targets_in_test": cfg.INPUT.TARGETS_IN_TEST,
         }
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Maps one dataset dict, which stays as it is.
 
         Returns:
-            The dict without its annotations, and ``image`` (3, H', W') uint8. In training also, where asked for and
-            annotated: ``instances``, of which at least a pixel is seen each, without crowds (``gt_boxes`` tight around
-            the masks, ``gt_classes``, ``gt_masks``: BitMasks, unless there are boxes alone), and ``sem_seg`` (H', W')
-            int64 with 255 for "ignore".
+            The dict without its annotations, and ``image`` (3, H', W') uint8. In training (and with
+            ``targets_in_test``) also, where asked for and annotated: ``instances``, of which at least a pixel is seen
+            each, without crowds (``gt_boxes`` tight around the masks, ``gt_classes``, ``gt_masks``: BitMasks, unless
+            there are boxes alone), and ``sem_seg`` (H', W') int64 with 255 for "ignore".
             ``height`` and ``width`` are those of the file.
 
         Raises:
@@ -117,14 +122,15 @@ class PanopticDatasetMapper:
             detection_utils.check_image_size(output, image)
         except detection_utils.SizeMismatchError as error:
             raise DatasetError(str(error)) from error
-        if not self.is_train:
-            output.pop("annotations", None)
+        # at test time evaluators read the names of the annotation files
+        of_training = ("segments_info", "pan_seg_file_name", "sem_seg_file_name") if self.is_train else ()
+        for key in ("annotations", *of_training):
+            output.pop(key, None)
+        if not (self.is_train or self.targets_in_test):
             sample = SegmentationInput(image)
             self.augmentations(sample)
             output["image"] = _image_tensor(sample.image)
             return output
-        for key in ("annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name"):
-            output.pop(key, None)
         try:
             self._add_targets(output, self._sample(dataset_dict, image))
         except DatasetError as error:

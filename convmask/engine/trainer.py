@@ -23,6 +23,7 @@ from convmask.checkpoint import Checkpointer
 from convmask.data.loader import build_test_loader, build_train_loader
 from convmask.engine.errors import ConfigError, errors_of_config, without_logged_tracebacks
 from convmask.engine.hooks import EvalHook
+from convmask.engine.lr_schedule import build_lr_scheduler
 from convmask.engine.optimizer import build_optimizer
 from convmask.engine.progress import ProgressBar, on_terminal
 from convmask.engine.step import TrainStep
@@ -98,6 +99,11 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See :func:`convmask.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """See :func:`convmask.engine.lr_schedule.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:

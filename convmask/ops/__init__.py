@@ -6,8 +6,18 @@ Compiled kernels are optional. Without them the plain PyTorch references run; ``
 from __future__ import annotations
 
 from convmask.ops._extension import extension_status, load_extension
+from convmask.ops.fuse_kernels import fuse_kernels, fuse_kernels_reference
 from convmask.ops.panoptic_merge import panoptic_merge, panoptic_merge_reference
+from convmask.ops.region_kernels import region_kernels, region_kernels_reference
 
 load_extension()  # after the schemas above: a kernel that does not fit its schema is found here
 
-__all__ = ["extension_status", "panoptic_merge", "panoptic_merge_reference"]
+__all__ = [
+    "extension_status",
+    "fuse_kernels",
+    "fuse_kernels_reference",
+    "panoptic_merge",
+    "panoptic_merge_reference",
+    "region_kernels",
+    "region_kernels_reference",
+]

@@ -1,0 +1,28 @@
+"""Coordinates as additional channels (Liu et al., NeurIPS 2018, arXiv 1807.03247)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def append_coordinates(x: torch.Tensor) -> torch.Tensor:
+    """Appends the row and the column of each cell, in that order, as two channels.
+
+    Args:
+        x: (N, C, H, W).
+
+    Returns:
+        (N, C + 2, H, W). Coordinates go from -1 (first row or column) to 1 (last); along a side of one cell they are
+        -1.
+    """
+    batch, _, height, width = x.shape
+    rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+    columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+    return torch.cat(
+        [
+            x,
+            rows[None, None, :, None].expand(batch, 1, height, width),
+            columns[None, None, None, :].expand(batch, 1, height, width),
+        ],
+        dim=1,
+    )
