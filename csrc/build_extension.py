@@ -56,6 +56,11 @@ def _extension() -> Extension:
         compile_arguments = {"cxx": ["/O2"]}
     elif platform.machine() in ("x86_64", "AMD64"):
         compile_arguments["cxx"].append("-march=x86-64-v2")  # popcnt and SSE4, in every such processor since 2009
+    link_arguments: list[str] = []
+    if sys.platform == "linux":
+        # at::parallel_for is a template in torch's headers: without the flag it compiles to one thread
+        compile_arguments["cxx"].append("-fopenmp")
+        link_arguments.append("-fopenmp")
     kind = CppExtension
     if _with_cuda():
         _find_cuda_files()
@@ -68,6 +73,7 @@ def _extension() -> Extension:
         [str(source.relative_to(ROOT)) for source in sources],
         define_macros=macros,
         extra_compile_args=compile_arguments,
+        extra_link_args=link_arguments,
         py_limited_api=LIMITED_API,
     )
 
