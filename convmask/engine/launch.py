@@ -66,6 +66,8 @@ def _worker(
         _create_local_process_group(processes_per_machine)
         comm.synchronize()
         main_func(*args)
+        # GLOO aborts a process that leaves while another still speaks to it
+        comm.synchronize()
     except user_errors() as error:
         failures.put((error, traceback.format_exc()))
         raise SystemExit(1) from None
