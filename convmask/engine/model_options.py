@@ -74,15 +74,16 @@ def _repeated(block: nn.Module, forward: Any, *args: Any) -> Any:
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """The second forward pass must not enter the batch into running statistics once more."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm.track_running_stats, norm.momentum) for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # Detectron2's NaiveSyncBatchNorm heeds the momentum only.
-        norm.track_running_stats, norm.momentum = norm.track_running_stats and not norm.training, 0.0
+        # The same tensors have to be saved as in the first pass, so the statistics do take part, with no weight.
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm, (tracked, momentum) in zip(norms, before, strict=True):
-            norm.track_running_stats, norm.momentum = tracked, momentum
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def compile_modules(model: nn.Module, names: tuple[str, ...], backend: str) -> None:
