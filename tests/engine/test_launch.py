@@ -117,7 +117,7 @@ if root.name == "failing":
     TrainStep._losses = fail_once
 arguments = argument_parser().parse_args()
 with one_line_errors():
-    launch(train_net.main, args=(arguments,))
+    launch(train_net.main, arguments.num_gpus, args=(arguments,))
 """
 
 

@@ -91,3 +91,21 @@ def test_the_learning_rate_scales_with_the_batch():
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = -1
     with pytest.raises(ValueError, match="REFERENCE_IMS_PER_BATCH is -1"):
         scale_learning_rate(cfg)
+
+
+def test_parameters_of_one_rule_are_one_group(model):
+    cfg = get_cfg()
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = cfg.SOLVER.WEIGHT_DECAY
+    groups = build_optimizer(cfg, model).param_groups
+    assert sum(len(group["params"]) for group in groups) == 4
+    # Detectron2 0.5 decays the bias of a normalisation as any other.
+    assert [group["weight_decay"] for group in groups] == [cfg.SOLVER.WEIGHT_DECAY, 0.0]
+
+
+def test_an_unknown_kind_of_clipping_is_an_error(model):
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "all"
+    with pytest.raises(ValueError, match="CLIP_TYPE is 'all', not one of value, norm, full_model"):
+        build_optimizer(cfg, model)
