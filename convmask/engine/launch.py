@@ -53,14 +53,26 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
+def _store_of_torchrun(timeout: timedelta) -> dist.Store:
+    """Where the processes of ``torchrun`` find each other; apart from where those before a restart did.
+
+    Otherwise a process may find the address of one that has ended.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    return dist.PrefixStore(f"convmask/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 def _join(rank: int, world_size: int, local_rank: int, local_size: int, url: str, timeout: timedelta) -> None:
     """Makes this process part of a job: NCCL where there is a GPU, GLOO on the CPU."""
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(
-        backend="NCCL" if on_gpus else "GLOO", init_method=url, world_size=world_size, rank=rank, timeout=timeout
-    )
+    backend = "NCCL" if on_gpus else "GLOO"
+    if url == "env://":
+        store = _store_of_torchrun(timeout)
+        dist.init_process_group(backend, store=store, world_size=world_size, rank=rank, timeout=timeout)
+    else:
+        dist.init_process_group(backend, init_method=url, world_size=world_size, rank=rank, timeout=timeout)
     _create_local_process_group(local_size)
     comm.synchronize()
 
