@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from datetime import timedelta
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -30,7 +31,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only: DATASETS.TEST is empty")
     model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, policy="strict")
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, policy="strict", average=cfg.SOLVER.EMA.ENABLED)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         logger.warning("no MODEL.WEIGHTS: a model with random weights is evaluated")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
@@ -66,4 +67,5 @@ if __name__ == "__main__":
             machine_rank=arguments.machine_rank,
             dist_url=arguments.dist_url,
             args=(arguments,),
+            timeout=timedelta(seconds=arguments.dist_timeout),
         )

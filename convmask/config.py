@@ -55,12 +55,7 @@ def add_convmask_config(cfg: CfgNode) -> None:
     # With RANDOM_FLIP "horizontal", all eight symmetries of a square are as likely.
     cfg.INPUT.ROTATE_90 = False
 
-    # "SGD" (Detectron2's) or "ADAMW"
-    cfg.SOLVER.OPTIMIZER = "SGD"
-    # Exponent of the learning-rate schedule SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR".
-    cfg.SOLVER.POLY_LR_POWER = 0.9
-    # That schedule never falls below this share of the base learning rate after the warm-up.
-    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    add_training_config(cfg)
 
     # COCO AP counts at most this many detections of an image. TEST.DETECTIONS_PER_IMAGE limits what the model returns.
     cfg.TEST.AP_MAX_DETECTIONS = 100
@@ -70,6 +65,54 @@ def add_convmask_config(cfg: CfgNode) -> None:
     cfg.TEST.DUMP_SEMANTIC = False
     # Keeps decoded panoptic annotations in memory (some 50 kB an image of COCO) for every evaluation of this process.
     cfg.TEST.CACHE_GROUND_TRUTH = False
+
+
+def add_training_config(cfg: CfgNode) -> None:
+    """Adds the keys of the training loop, which no method reads, in place. Beside them, Detectron2's are in force."""
+    # "SGD" (Detectron2's) or "ADAMW"
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # As Detectron2's: "value" (of each element) or "norm" (of each parameter's gradient); also "full_model", the norm
+    # of all gradients together.
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    # Exponent of the learning-rate schedule SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR", which is there beside Detectron2's
+    # "WarmupMultiStepLR" and "WarmupCosineLR".
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    # That schedule never falls below this share of the base learning rate after the warm-up.
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    # The batch that BASE_LR is meant for; BASE_LR is multiplied by IMS_PER_BATCH / this (the linear scaling rule). 0:
+    # BASE_LR is what is used. Detectron2's REFERENCE_WORLD_SIZE scales batch, learning rate and schedule together with
+    # the number of processes; only one of the two may be set.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+    # The IMS_PER_BATCH images of an iteration are taken in this many passes, whose gradients are averaged: less memory,
+    # the same update. The images of a pass and process stay IMS_PER_BATCH / (this x processes).
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Type of SOLVER.AMP: "float16" (CUDA only, with a gradient scaler), "bfloat16", or "auto": float16 on CUDA,
+    # bfloat16 on the CPU.
+    cfg.SOLVER.AMP.DTYPE = "auto"
+    # In several processes, let parameters be that some images give no gradient to. Slower; ConvMask's methods do
+    # without, and a model that does not is stopped with the names of those parameters.
+    cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
+    # An exponential moving average of the weights and running statistics. Evaluation and demo then use the average.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share that the average keeps in an iteration, 0 to 1; at iteration t it is at most (1 + t) / (10 + t).
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # So many of the newest periodic checkpoints are kept, older ones deleted. 0: all. model_final.pth and
+    # model_best.pth stay whatever this is.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # A result of the evaluation, "panoptic_seg/PQ" (with several test sets "<set>/panoptic_seg/PQ"): whenever an
+    # evaluation (TEST.EVAL_PERIOD) gives a higher value than all before, the model is kept as model_best.pth. "": none.
+    cfg.TEST.BEST_METRIC = ""
+
+    # Keep only the inputs of the backbone's blocks for the backward pass and compute the rest again: less memory, about
+    # a third more time in the backbone, the same result.
+    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
+    # torch.compile in training.
+    cfg.MODEL.COMPILE = CfgNode()
+    # Parts of the model to compile, by their names: ("backbone",), ("backbone", "sem_seg_head"). (): none.
+    cfg.MODEL.COMPILE.MODULES = ()
+    # torch.compile's backend
+    cfg.MODEL.COMPILE.BACKEND = "inductor"
 
 
 def get_cfg() -> CfgNode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter, OrderedDict
 from typing import IO, Any, Literal, cast
 
@@ -28,6 +29,9 @@ from convmask.checkpoint.recognition import Checkpoint, State, read_checkpoint
 
 Policy = Literal["finetune", "strict"]
 
+_PARTIAL = ".partial"
+_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+
 # Pixel means on the 0..255 scale that differ by more than this are of other weights.
 _MEAN_TOLERANCE = 1.0
 
@@ -46,6 +50,7 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         policy: Policy = "finetune",
+        average: bool = False,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
@@ -57,6 +62,8 @@ class Checkpointer(DetectionCheckpointer):
             policy: "strict": every tensor of the file and of the model must fit (evaluation, resuming). "finetune":
                 what fits is loaded and a table of what starts afresh is logged; only a backbone that does not match is
                 an error.
+            average: load the moving average of the weights (``ema_model``) where the file has one. Which weights are
+                loaded is then logged.
             save_to_disk: whether this process writes; by default the main process only.
             checkpointables: further objects with ``state_dict`` and ``load_state_dict``, by their entries in the file.
 
@@ -67,6 +74,7 @@ class Checkpointer(DetectionCheckpointer):
             raise ValueError(f"policy must be 'finetune' or 'strict', not {policy!r}")
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.policy: Policy = policy
+        self.average = average
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, *, policy: Policy | None = None
@@ -88,8 +96,9 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.info("No checkpoint is given: the model keeps its initial weights")
             return {}
         self.logger.info("Loading %s ...", path)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, average=self.average)
         self._load_weights(checkpoint, policy or self.policy)
+        self._report_average(checkpoint)
         for name in self.checkpointables if checkpointables is None else checkpointables:
             if name in checkpoint.rest:
                 self._load_checkpointable(name, checkpoint)
@@ -119,8 +128,10 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(f"{tag}: is empty, it should name the last checkpoint")
         return path
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Writes ``name.pth``: the model, every checkpointable and ``kwargs``; then names it in ``last_checkpoint``.
+
+        With ``tag`` False it is not named there: resuming does not begin with it.
 
         A file of that name is replaced only when the new one is complete. Training state that could not be loaded
         again, because it is more than tensors and plain values, is left out with a warning.
@@ -138,11 +149,45 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         self._write(path, data)
-        self.tag_last_checkpoint(os.path.basename(path))
+        if tag:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the last checkpoint in the file ``last_checkpoint``, which is replaced at once."""
         self._write(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+
+    def forget_last_checkpoint(self) -> None:
+        """Makes a run that begins anew in the folder of an earlier one: a resumed run is then this one."""
+        if self.save_dir and self.save_to_disk and self.has_checkpoint():
+            self.logger.warning(
+                "%s holds an earlier training, which this one does not continue (--resume would): its files stay until "
+                "this one writes files of the same names",
+                self.save_dir,
+            )
+            self.path_manager.rm(os.path.join(self.save_dir, "last_checkpoint"))
+
+    def remove_partial_files(self) -> None:
+        """Deletes what killed processes have left half-written in ``save_dir``."""
+        if not self.save_dir or not os.path.isdir(self.save_dir):
+            return
+        for name in os.listdir(self.save_dir):
+            if name.endswith(_PARTIAL):
+                self.logger.info("Deleting %s, which was not completed", os.path.join(self.save_dir, name))
+                os.remove(os.path.join(self.save_dir, name))
+
+    def thin(self, keep: int, iteration: int) -> None:
+        """Deletes the oldest ``model_<iteration>.pth`` of ``save_dir``.
+
+        Args:
+            keep: how many stay, at least 1.
+            iteration: the newest; files of later ones are of another run and stay.
+        """
+        numbers = [match for name in self.path_manager.ls(self.save_dir) if (match := _PERIODIC.fullmatch(name))]
+        ours = sorted((int(match[1]), match[0]) for match in numbers if int(match[1]) <= iteration)
+        last = os.path.basename(self.get_checkpoint_file())
+        for _, name in ours[:-keep]:
+            if name != last:
+                self.path_manager.rm(os.path.join(self.save_dir, name))
 
     def _load_file(self, f: str) -> dict[str, Any]:
         # Detectron2's own reader runs code from pickles: whoever calls it gets the safe one.
@@ -231,6 +276,12 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.info("Not weights, ignored: %s", ", ".join(checkpoint.ignored[:20]))
         self._compare_pixel_mean(checkpoint)
 
+    def _report_average(self, checkpoint: Checkpoint) -> None:
+        if self.average and checkpoint.averaged:
+            self.logger.info("%s: the moving average of the weights (ema_model) is loaded", checkpoint.path)
+        elif self.average:
+            self.logger.warning("%s: holds no moving average: its weights are loaded as they are", checkpoint.path)
+
     def _compare_pixel_mean(self, checkpoint: Checkpoint) -> None:
         there, here = checkpoint.state.get("pixel_mean"), getattr(self.model, "pixel_mean", None)
         if there is None or not isinstance(here, torch.Tensor) or there.numel() != here.numel():
@@ -261,14 +312,15 @@ class Checkpointer(DetectionCheckpointer):
     def _write(self, path: str, content: Any) -> None:
         """Writes text, or anything else by torch.save, under a temporary name; renames it once it is on the disk."""
         local = "://" not in path
-        partial = f"{path}.partial" if local else path
+        partial = f"{path}{_PARTIAL}" if local else path
         mode = "w" if isinstance(content, str) else "wb"
+        failures: list[OSError] = []
         try:
             with self.path_manager.open(partial, mode) as file:
                 if isinstance(content, str):
                     file.write(content)
                 else:
-                    torch.save(content, cast(IO[bytes], file))
+                    torch.save(content, cast(IO[bytes], _Writer(cast(IO[bytes], file), failures)))
                 if local:
                     file.flush()
                     os.fsync(file.fileno())
@@ -276,11 +328,31 @@ class Checkpointer(DetectionCheckpointer):
                 os.replace(partial, path)
                 _sync_folder(os.path.dirname(path))
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: cannot be written: {error}") from error
+            cause = failures[0] if failures else error
+            reason = (cause.strerror if isinstance(cause, OSError) else None) or cause
+            kept = "; what was written before is intact" if local else ""
+            raise CheckpointError(f"{path}: cannot be written: {reason}{kept}") from error
         finally:
             # gone already unless something failed
             if local and os.path.exists(partial):
                 os.remove(partial)
+
+
+class _Writer:
+    """A file for torch.save, which turns an error of the system ("no space left") into one of its own."""
+
+    def __init__(self, file: IO[bytes], failures: list[OSError]) -> None:
+        self._file, self._failures = file, failures
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._failures.append(error)
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _sync_folder(folder: str) -> None:

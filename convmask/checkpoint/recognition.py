@@ -52,6 +52,7 @@ class Checkpoint:
         ignored: entries among the weights that are no arrays.
         hint: the conventions (channel order, pixel mean, strides) that the weights expect.
         config: the config that fits the file, "" if unknown.
+        averaged: the weights are the moving average (``ema_model``).
     """
 
     path: str
@@ -63,6 +64,7 @@ class Checkpoint:
     ignored: list[str] = field(default_factory=list)
     hint: str = ""
     config: str = ""
+    averaged: bool = False
 
 
 _CONVERTERS: dict[str, Converter] = {}
@@ -129,18 +131,24 @@ def rename_keys(state: State, rules: list[tuple[str, str]]) -> State:
     return renamed
 
 
-def read_checkpoint(path: str) -> Checkpoint:
+def read_checkpoint(path: str, *, average: bool = False) -> Checkpoint:
     """Reads, recognises and converts a file.
 
     Args:
         path: as of :func:`load_file`. An appended ``?matching_heuristics=True`` has Detectron2's meaning: names are
             relative.
+        average: prefer the moving average of the weights, ``ema_model``, where the file has both.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no weights.
     """
     path, question, query = path.partition("?matching_heuristics=")
-    checkpoint = recognise(load_file(path), path)
+    contents = load_file(path)
+    averaged = average and isinstance(contents.get("ema_model"), dict) and bool(contents["ema_model"])
+    if averaged:
+        contents["model"] = contents.pop("ema_model")
+    checkpoint = recognise(contents, path)
+    checkpoint.averaged = averaged
     if question:
         checkpoint.relative = query == "True"
     return checkpoint

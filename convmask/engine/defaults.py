@@ -18,16 +18,38 @@ import convmask.data  # noqa: F401  registers the built-in data sets
 from convmask.data.categories import SemanticCategories
 from convmask.data.class_counts import categories_of, set_class_counts
 from convmask.data.images import FORMATS
+from convmask.data.user_modules import import_user_module
 from convmask.engine.config_files import load_config
 from convmask.engine.errors import ConfigError
+from convmask.engine.model_options import training_precision
+from convmask.engine.output_folder import claim_output_folder
 
 logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's command line, and ``--debug`` for tracebacks of errors that are otherwise said in one line."""
+    """Detectron2's command line, and ours.
+
+    ``--debug`` gives tracebacks of errors that are otherwise said in one line, ``--import`` names a module that
+    registers data sets, ``--dist-timeout`` is how long processes wait for each other.
+    """
     parser = default_argument_parser(epilog)
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module or file that registers data sets or parts of models; may be repeated",
+    )
+    parser.add_argument(
+        "--dist-timeout",
+        type=float,
+        default=1800,
+        metavar="SECONDS",
+        help="a process that has waited so long for the others ends the job (default: 1800)",
+    )
     return parser
 
 
@@ -35,7 +57,7 @@ def choose_device(cfg: CfgNode) -> None:
     """Lets ``MODEL.DEVICE`` fall back to the CPU, in place, where there is no CUDA device, and says so in the log.
 
     Raises:
-        ConfigError: there is no such device, or mixed precision is asked for on the CPU.
+        ConfigError: there is no such device, or none for the precision that ``SOLVER.AMP`` asks for.
     """
     try:
         device = torch.device(cfg.MODEL.DEVICE)
@@ -46,8 +68,10 @@ def choose_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no CUDA device here: MODEL.DEVICE %s -> cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ConfigError(f"SOLVER.AMP.ENABLED needs a CUDA device; MODEL.DEVICE is {cfg.MODEL.DEVICE}")
+    try:
+        training_precision(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_dataset_names(cfg: CfgNode) -> None:
@@ -129,12 +153,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The complete config, frozen.
 
     Raises:
-        ConfigError, DatasetError: see :func:`prepare` and :func:`~convmask.engine.config_files.load_config`; also for
-            an empty ``OUTPUT_DIR``.
+        ConfigError, DatasetError: see :func:`prepare`, :func:`~convmask.engine.config_files.load_config`,
+            :func:`~convmask.engine.output_folder.claim_output_folder` and ``import_user_module``; also for an empty
+            ``OUTPUT_DIR``.
     """
+    for module in getattr(args, "modules", []):
+        import_user_module(module)
     cfg = load_config(args.config_file, args.opts or [])
     if not cfg.OUTPUT_DIR:
         raise ConfigError("OUTPUT_DIR is empty: name a folder")
+    # Before anything is written there: another run's config and log are not to be touched.
+    claim_output_folder(cfg.OUTPUT_DIR)
+    # A full disk is told once, by what cannot be written and matters, not by each line of the log.
+    logging.raiseExceptions = False
     args.config_file = ""  # Detectron2 would log the file without its bases; the full config follows anyway
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="convmask")
     prepare(cfg)

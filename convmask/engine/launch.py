@@ -1,4 +1,4 @@
-"""Starts one process per GPU, or, without GPUs, one per requested process on the CPU."""
+"""Starts one process per GPU, or, without GPUs, one per requested process on the CPU; or joins those of torchrun."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from convmask.engine.errors import ConfigError, user_errors
 
@@ -52,6 +53,41 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
+def _store_of_torchrun(timeout: timedelta) -> dist.Store:
+    """Where the processes of ``torchrun`` find each other; apart from where those before a restart did.
+
+    Otherwise a process may find the address of one that has ended.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    return dist.PrefixStore(f"convmask/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _join(rank: int, world_size: int, local_rank: int, local_size: int, url: str, timeout: timedelta) -> None:
+    """Makes this process part of a job: NCCL where there is a GPU, GLOO on the CPU."""
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(local_rank)
+    backend = "NCCL" if on_gpus else "GLOO"
+    if url == "env://":
+        store = _store_of_torchrun(timeout)
+        dist.init_process_group(backend, store=store, world_size=world_size, rank=rank, timeout=timeout)
+    else:
+        dist.init_process_group(backend, init_method=url, world_size=world_size, rank=rank, timeout=timeout)
+    _create_local_process_group(local_size)
+    comm.synchronize()
+
+
+def _finish() -> None:
+    """Leaves a job that is done; on the CPU this ends the process.
+
+    After a failure nobody leaves: that would wait for processes that are gone, and hide what was wrong.
+    """
+    comm.synchronize()
+    if not torch.cuda.is_available():
+        _leave()
+    dist.destroy_process_group()
+
+
 def _worker(
     local_rank: int,
     main_func: Callable[..., Any],
@@ -63,28 +99,36 @@ def _worker(
     timeout: timedelta,
     failures: SimpleQueue[tuple[Exception, str]],
 ) -> None:
-    on_gpus = torch.cuda.is_available()
-    if on_gpus:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group(
-        backend="NCCL" if on_gpus else "GLOO",
-        init_method=dist_url,
-        world_size=world_size,
-        rank=machine_rank * processes_per_machine + local_rank,
-        timeout=timeout,
-    )
+    rank = machine_rank * processes_per_machine + local_rank
     try:
-        _create_local_process_group(processes_per_machine)
-        comm.synchronize()
+        _join(rank, world_size, local_rank, processes_per_machine, dist_url, timeout)
         main_func(*args)
-        comm.synchronize()
-        if not on_gpus:
-            _leave()
+        _finish()
     except user_errors() as error:
         failures.put((error, traceback.format_exc()))
         raise SystemExit(1) from None
-    finally:
-        dist.destroy_process_group()
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of a job that ``torchrun`` has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _run_in_torchrun(main_func: Callable[..., Any], args: tuple[Any, ...], timeout: timedelta) -> Any:
+    """Calls ``main_func`` as the process that the environment of ``torchrun`` describes."""
+    rank, world_size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    if world_size == 1:
+        return main_func(*args)
+    if world_size % local_size:
+        raise ConfigError(f"torchrun has started {local_size} of {world_size} processes here: machines must have alike")
+    if torch.cuda.is_available() and local_size > torch.cuda.device_count():
+        raise ConfigError(f"--nproc-per-node {local_size}: this machine has {torch.cuda.device_count()} GPUs")
+    _join(rank, world_size, local_rank, local_size, "env://", timeout)
+    result = main_func(*args)
+    _finish()
+    return result
 
 
 def launch(
@@ -100,6 +144,11 @@ def launch(
 
     One process on one machine (``num_gpus_per_machine`` 0 or 1) is the calling process itself. More of them are
     spawned: with NCCL where there is a GPU, with GLOO on the CPU, where ``num_gpus_per_machine`` counts processes.
+
+    A process that ``torchrun`` has started is one of its job, whatever the arguments from ``num_gpus_per_machine`` to
+    ``dist_url`` say. On the CPU it ends here once all are done.
+
+    A process that fails ends the job. Its traceback is what is raised here, or shown by ``torchrun``.
 
     Args:
         main_func: picklable where more than one process is asked for.
@@ -118,6 +167,8 @@ def launch(
         Exception: one of :func:`~convmask.engine.errors.user_errors` that ``main_func`` raised in a spawned process,
             the first of them where there are several. Other errors arrive as ``ProcessRaisedException``.
     """
+    if started_by_torchrun():
+        return record(_run_in_torchrun)(main_func, args, timeout)
     if num_gpus_per_machine < 0 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ConfigError(
             f"cannot start {num_gpus_per_machine} processes as machine {machine_rank} of {num_machines}: "

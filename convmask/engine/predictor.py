@@ -23,7 +23,7 @@ class Predictor(DefaultPredictor):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds the model and loads ``MODEL.WEIGHTS``.
+        """Builds the model and loads ``MODEL.WEIGHTS``; with ``SOLVER.EMA`` the average that they hold.
 
         Args:
             cfg: complete, see :func:`convmask.engine.prepare`.
@@ -38,7 +38,7 @@ class Predictor(DefaultPredictor):
         self.model.eval()
         name = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unknown_classes__"
         self.metadata = MetadataCatalog.get(name)
-        Checkpointer(self.model, policy="strict").load(cfg.MODEL.WEIGHTS)
+        Checkpointer(self.model, policy="strict", average=cfg.SOLVER.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
         shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
         self.aug = T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT

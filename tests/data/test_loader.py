@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import random
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from convmask.config import get_cfg
 from convmask.data.errors import DatasetError
 from convmask.data.loader import build_test_loader, build_train_loader
 from convmask.data.panoptic import register_panoptic
+from convmask.utils.random_state import get_random_state, set_random_state
 
 
 @pytest.fixture
@@ -121,3 +124,101 @@ def test_no_image_left_is_an_error_that_names_the_reason(small: CfgNode, panopti
     panoptic_set.write()
     with pytest.raises(DatasetError, match="loader_set: no image has an instance, and DATALOADER"):
         build_train_loader(small)
+
+
+class _Noisy:
+    """A mapper that draws from every generator; None for the images in ``missing``."""
+
+    def __init__(self, missing: tuple[int, ...] = ()) -> None:
+        self.missing = missing
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        if record["image_id"] in self.missing:
+            return None
+        numbers = (random.random(), np.random.rand(), torch.rand(()).item())
+        return {"image_id": record["image_id"], "numbers": numbers}
+
+
+def _drawn(cfg: CfgNode, iteration: int, count: int, mapper: _Noisy | None = None) -> list[Any]:
+    loader = build_train_loader(cfg, mapper or _Noisy())
+    loader.start_at(iteration)
+    return list(itertools.islice(loader, count))
+
+
+@pytest.fixture
+def seeded_cfg(cfg: CfgNode, few_images: str) -> CfgNode:
+    cfg.DATASETS.TRAIN = (few_images,)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    cfg.SEED = 11
+    return cfg
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_follow_from_seed_and_iteration_alone(seeded_cfg: CfgNode, workers: int) -> None:
+    expected = _drawn(seeded_cfg, 0, 6)
+    assert len({sample["numbers"] for batch in expected for sample in batch}) == 18
+    seeded_cfg.DATALOADER.NUM_WORKERS = workers
+    torch.manual_seed(workers)
+    assert _drawn(seeded_cfg, 0, 6) == expected
+    assert _drawn(seeded_cfg, 4, 2) == expected[4:]
+    seeded_cfg.SEED = 12
+    assert _drawn(seeded_cfg, 0, 6) != expected
+
+
+def test_loading_leaves_the_generators_of_the_process_alone(seeded_cfg: CfgNode) -> None:
+    def numbers() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    state = get_random_state()
+    expected = numbers()
+    set_random_state(state)
+    _drawn(seeded_cfg, 0, 3)
+    assert numbers() == expected
+
+
+def test_passes_share_out_the_images_of_an_iteration(seeded_cfg: CfgNode) -> None:
+    seeded_cfg.SOLVER.IMS_PER_BATCH = 4
+    seeded_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    whole = _drawn(seeded_cfg, 2, 1)[0]
+    seeded_cfg.SOLVER.ACCUMULATION_STEPS = 2
+    halves = _drawn(seeded_cfg, 2, 2)
+    assert [len(half) for half in halves] == [2, 2]
+    assert [sample for half in halves for sample in half] == whole
+    seeded_cfg.SOLVER.ACCUMULATION_STEPS = 3
+    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH is 4, no multiple of .* 3 x 1"):
+        build_train_loader(seeded_cfg)
+
+
+def test_an_image_that_the_mapper_leaves_out_is_replaced_in_the_same_way_each_time(seeded_cfg: CfgNode) -> None:
+    mapper = _Noisy(missing=(1, 2))
+    batches = _drawn(seeded_cfg, 0, 5, mapper)
+    assert {sample["image_id"] for batch in batches for sample in batch} == {3, 4}
+    seeded_cfg.DATALOADER.NUM_WORKERS = 1
+    assert _drawn(seeded_cfg, 3, 2, mapper) == batches[3:]
+    seeded_cfg.DATALOADER.NUM_WORKERS = 0
+    with pytest.raises(DatasetError, match="None for 100 images in a row"):
+        _drawn(seeded_cfg, 0, 1, _Noisy(missing=(1, 2, 3, 4)))
+
+
+def test_a_random_seed_is_kept_by_the_state(
+    seeded_cfg: CfgNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("convmask"), "propagate", True)
+    seeded_cfg.SEED = -1
+    first, second = (build_train_loader(seeded_cfg, _Noisy()) for _ in range(2))
+    assert first.dataset.seed != second.dataset.seed
+    second.load_state_dict(first.state_dict())
+    assert next(iter(first)) == next(iter(second))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    second.load_state_dict({**first.state_dict(), "images": 5})
+    assert "images 5 -> 3" in caplog.text
+
+
+def test_samplers(seeded_cfg: CfgNode) -> None:
+    seeded_cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    seeded_cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    assert len(_drawn(seeded_cfg, 0, 3)) == 3
+    seeded_cfg.DATALOADER.SAMPLER_TRAIN = "NoSampler"
+    with pytest.raises(ValueError, match=r"DATALOADER\.SAMPLER_TRAIN is 'NoSampler'"):
+        build_train_loader(seeded_cfg)

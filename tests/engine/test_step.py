@@ -85,3 +85,56 @@ def test_the_state_holds_optimizer_and_iteration() -> None:
     other.load_state_dict(step.state_dict())
     momentum = other.optimizer.state_dict()["state"][0]["momentum_buffer"]
     assert momentum.item() == pytest.approx(8.0)
+
+
+class Linear(nn.Module):
+    """One loss, the mean over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {"loss": torch.stack([self.weight * item["x"] for item in batch]).mean()}
+
+
+def test_several_passes_are_one_step_of_a_larger_batch() -> None:
+    items = [{"x": torch.tensor(float(x)), "file_name": "a.png"} for x in (1, 2, 5, 8)]
+    found = []
+    for batches, passes in (([items], 1), ([items[:2], items[2:]], 2)):
+        model = Linear()
+        step = TrainStep(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), passes=passes)
+        with EventStorage() as storage:
+            step.run_step()
+        assert storage.latest()["total_loss"][0] == pytest.approx(4.0)
+        found.append(model.weight.item())
+    assert found == pytest.approx([1 - 0.1 * 4, 1 - 0.1 * 4])
+
+
+def test_a_loss_that_one_pass_lacks_counts_as_zero_there() -> None:
+    class Alternating(Linear):
+        def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+            losses = super().forward(batch)
+            return losses if batch[0]["x"] > 1 else {**losses, "other": self.weight * 6}
+
+    model = Alternating()
+    batches = [[{"x": torch.tensor(x), "file_name": ""}] for x in (1.0, 3.0)]
+    step = TrainStep(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), passes=2)
+    with EventStorage() as storage:
+        step.run_step()
+    assert {name: value for name, (value, _) in storage.latest().items() if name in ("loss", "other")} == {
+        "loss": pytest.approx(2.0),
+        "other": pytest.approx(3.0),
+    }
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 training needs a CUDA device")
+def test_float16_scales_gradients_and_its_scaler_is_stored() -> None:
+    model = Linear().cuda()
+    batches = [[{"x": torch.tensor(2.0, device="cuda"), "file_name": ""}]] * 3
+    step = TrainStep(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), precision=torch.float16)
+    with EventStorage():
+        step.run_step()
+    assert model.weight.item() == pytest.approx(0.8)
+    assert step.state_dict()["grad_scaler"]["scale"] > 1

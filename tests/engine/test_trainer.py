@@ -41,9 +41,13 @@ def test_a_cuda_config_falls_back_to_the_cpu() -> None:
     assert cfg.MODEL.DEVICE == "cpu"
 
 
-def test_mixed_precision_on_the_cpu_is_refused() -> None:
-    cfg = load_config("", ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True"])
-    with pytest.raises(ConfigError, match=r"SOLVER\.AMP\.ENABLED needs a CUDA device"):
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [("float16", r"SOLVER\.AMP\.DTYPE float16 needs a CUDA device"), ("int8", r"SOLVER\.AMP\.DTYPE is 'int8'")],
+)
+def test_a_precision_that_there_is_not_is_refused(dtype: str, message: str) -> None:
+    cfg = load_config("", ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype])
+    with pytest.raises(ConfigError, match=message):
         choose_device(cfg)
 
 
