@@ -39,9 +39,7 @@ def draw(generator: torch.Generator, count: int, dims: int, height: int, width: 
     first = torch.stack(
         [torch.randint(-2, max(side, 1), (count,), generator=generator) for side in (width, height)], dim=1
     )
-    sides = torch.stack(
-        [torch.randint(-1, side + 3, (count,), generator=generator) for side in (width, height)], dim=1
-    )
+    sides = torch.stack([torch.randint(-1, side + 3, (count,), generator=generator) for side in (width, height)], dim=1)
     return pixels, proposals, margins, torch.cat([first, first + sides], dim=1)
 
 
