@@ -1,13 +1,11 @@
-// CPU kernels of embedding-distance masks. All pixels of a row are computed side by side, kLanes at a time.
-//
-// Whole maps: blocks of pixels are copied together, so that all of their dimensions stay in the first cache while every
-// proposal visits them. Boxes: the rows of a box are visited where they lie, and nothing else is read or written.
-// Backward, threads share the dimensions: each dimension of all gradients belongs to one thread.
+// CPU kernels of embedding-distance masks. The map is cut into tiles of kTile pixels. A tile is copied together, so
+// that all of its dimensions stay in the first cache while every proposal whose box reaches it visits it; the pixels
+// are computed with side by side, kLanes at a time. Forward, threads share the tiles; backward, the dimensions: each
+// dimension of all gradients belongs to one thread.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -35,10 +33,9 @@ namespace convmask {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kVectors = 8;                  // of kLanes pixels, computed together
-constexpr int64_t kBlock = kVectors * kLanes;    // pixels that are copied together, forward
-constexpr int64_t kTileVectors = 4;              // the same, backward
-constexpr int64_t kTile = kTileVectors * kLanes;
+constexpr int64_t kVectors = 8;  // of kLanes pixels: a tile
+constexpr int64_t kTile = kVectors * kLanes;
+constexpr int64_t kVisitors = 64;  // proposals whose gradients fit into the first cache with a tile
 
 // kLanes numbers that are computed with at once; the compiler splits them into the registers that there are.
 #if defined(__GNUC__)
@@ -72,11 +69,11 @@ struct Lanes {
 
   scalar_t operator[](int64_t lane) const { return values[lane]; }
 };
-#define CONVMASK_LANES_OPERATOR(symbol, right, right_value)                               \
-  template <typename scalar_t>                                                            \
-  inline Lanes<scalar_t> operator symbol(Lanes<scalar_t> a, right b) {                    \
-    for (int64_t i = 0; i < kLanes; ++i) a.values[i] = a.values[i] symbol right_value;    \
-    return a;                                                                             \
+#define CONVMASK_LANES_OPERATOR(symbol, right, right_value)                            \
+  template <typename scalar_t>                                                         \
+  inline Lanes<scalar_t> operator symbol(Lanes<scalar_t> a, right b) {                 \
+    for (int64_t i = 0; i < kLanes; ++i) a.values[i] = a.values[i] symbol right_value; \
+    return a;                                                                          \
   }
 CONVMASK_LANES_OPERATOR(-, scalar_t, b)
 CONVMASK_LANES_OPERATOR(+, Lanes<scalar_t>, b.values[i])
@@ -125,16 +122,105 @@ struct Embeddings {
   int64_t size() const { return height * width; }
 };
 
-// kVectors vectors of pixels, `stride` from one dimension to the next, against one proposal: minus their distances.
-template <typename scalar_t, bool per_dimension>
-CONVMASK_INLINE void measure(const scalar_t* const* pixels, int64_t stride, int64_t dims, const scalar_t* proposal,
-                             const scalar_t* margin, Lanes<scalar_t>* values) {
-  Lanes<scalar_t> sums[kVectors] = {};
+// A part of the map that is visited by every proposal before the next one is: kVectors vectors, side by side in one row
+// of a map without boxes, below each other otherwise.
+struct Tile {
+  int64_t x, y;     // of the first vector
+  int64_t across;   // vectors in a row
+  int64_t rows;     // that the map has here
+  int64_t columns;  // that the map has here
+
+  CONVMASK_INLINE int64_t row_of(int64_t vector) const { return vector / across; }
+  CONVMASK_INLINE int64_t column_of(int64_t vector) const { return vector % across * kLanes; }
+  // How many lanes of a vector are on the map.
+  CONVMASK_INLINE int64_t lanes(int64_t vector) const {
+    return row_of(vector) < rows ? std::clamp<int64_t>(columns - column_of(vector), 0, kLanes) : 0;
+  }
+};
+
+// The tiles of a map. Without boxes it is one long row.
+struct Tiles {
+  int64_t height, width;  // of the map, or 1 and its size
+  int64_t across, down;   // vectors of a tile
+  int64_t per_row, count;
+
+  Tiles(int64_t height_, int64_t width_, bool boxes)
+      : height(boxes ? height_ : 1),
+        width(boxes ? width_ : height_ * width_),
+        across(boxes ? 1 : kVectors),
+        down(boxes ? kVectors : 1),
+        per_row((width + across * kLanes - 1) / (across * kLanes)),
+        count((height + down - 1) / down * per_row) {}
+
+  Tile operator[](int64_t index) const {
+    const int64_t x = index % per_row * across * kLanes, y = index / per_row * down;
+    return {x, y, across, std::min(down, height - y), std::min(across * kLanes, width - x)};
+  }
+};
+
+template <typename scalar_t>
+CONVMASK_INLINE void copy_lanes(scalar_t* target, const scalar_t* source, int64_t lanes) {
+  if (lanes == kLanes) {
+    std::memcpy(target, source, kLanes * sizeof(scalar_t));
+  } else {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      target[lane] = source[lane];
+    }
+  }
+}
+
+// Copies a tile of one plane, (height, width), to kTile numbers. What is not on the map stays as it is.
+template <typename scalar_t>
+CONVMASK_INLINE void copy_tile(scalar_t* block, const scalar_t* plane, int64_t width, const Tile& tile) {
+  for (int64_t v = 0; v < kVectors; ++v) {
+    const int64_t source = (tile.y + tile.row_of(v)) * width + tile.x + tile.column_of(v);
+    copy_lanes(block + v * kLanes, plane + source, tile.lanes(v));
+  }
+}
+
+// The part of a box in a tile: vectors [first, last), and in each of them the lanes [begin(v), end(v)).
+struct Overlap {
+  int64_t first, last, left, right;
+  const Tile* tile;
+
+  CONVMASK_INLINE int64_t begin(int64_t vector) const {
+    return std::clamp<int64_t>(left - tile->column_of(vector), 0, kLanes);
+  }
+  CONVMASK_INLINE int64_t end(int64_t vector) const {
+    return std::clamp<int64_t>(right - tile->column_of(vector), 0, kLanes);
+  }
+};
+
+CONVMASK_INLINE Overlap overlap(const Tile& tile, const Window& window) {
+  const int64_t top = std::max<int64_t>(window.y - tile.y, 0);
+  const int64_t bottom = std::min(window.y + window.height - tile.y, tile.rows);
+  const int64_t left = std::max<int64_t>(window.x - tile.x, 0);
+  const int64_t right = std::min(window.x + window.width - tile.x, tile.columns);
+  if (top >= bottom || left >= right) {
+    return {0, 0, 0, 0, &tile};
+  }
+  if (tile.across > 1) {  // one row
+    return {left / kLanes, (right + kLanes - 1) / kLanes, left, right, &tile};
+  }
+  return {top, bottom, left, right, &tile};
+}
+
+// Where the value of lane 0 of a vector lies: perhaps before the values, where that lane is not in the box.
+CONVMASK_INLINE int64_t value_of(const Tile& tile, const Window& window, int64_t vector) {
+  return window.offset + (tile.y + tile.row_of(vector) - window.y) * window.stride + tile.x + tile.column_of(vector) -
+         window.x;
+}
+
+// `number` vectors of a block, (dims, kVectors, kLanes), against one proposal: minus their distances.
+template <typename scalar_t, bool per_dimension, int64_t number>
+CONVMASK_INLINE void measure(const scalar_t* block, int64_t dims, const scalar_t* proposal, const scalar_t* margin,
+                             Lanes<scalar_t>* values) {
+  Lanes<scalar_t> sums[number] = {};
   for (int64_t d = 0; d < dims; ++d) {
     const scalar_t center = proposal[d];
     CONVMASK_UNROLL
-    for (int64_t v = 0; v < kVectors; ++v) {
-      const auto difference = load(pixels[v] + d * stride) - center;
+    for (int64_t v = 0; v < number; ++v) {
+      const auto difference = load(block + d * kTile + v * kLanes) - center;
       if constexpr (per_dimension) {
         sums[v] = sums[v] + difference * difference * margin[d];
       } else {
@@ -144,116 +230,59 @@ CONVMASK_INLINE void measure(const scalar_t* const* pixels, int64_t stride, int6
   }
   const scalar_t factor = per_dimension ? scalar_t{-1} : -margin[0];
   CONVMASK_UNROLL
-  for (int64_t v = 0; v < kVectors; ++v) {
+  for (int64_t v = 0; v < number; ++v) {
     values[v] = sums[v] * factor;
   }
 }
 
-// Pixels [begin, end) of the map, at most kBlock, against all proposals. `block` has room for dims * kBlock.
+template <typename scalar_t, bool per_dimension>
+CONVMASK_INLINE void measure_some(const scalar_t* block, int64_t dims, const scalar_t* proposal, const scalar_t* margin,
+                                  int64_t first, int64_t last, Lanes<scalar_t>* values) {
+  if (last - first > 4) {
+    measure<scalar_t, per_dimension, kVectors>(block, dims, proposal, margin, values);
+    return;
+  }
+  const int64_t start = std::min<int64_t>(first, kVectors - 4);
+  measure<scalar_t, per_dimension, 4>(block + start * kLanes, dims, proposal, margin, values + start);
+}
+
+// The values of all boxes in a tile. `block` has room for (dims, kTile) and holds finite numbers.
 template <typename scalar_t>
-CONVMASK_INLINE void measure_block(const Embeddings<scalar_t>& map, int64_t begin, int64_t end, scalar_t* block,
-                                   scalar_t* values) {
-  const int64_t pixels = end - begin;
-  for (int64_t d = 0; d < map.dims; ++d) {
-    const scalar_t* source = map.pixels + d * map.size() + begin;
-    std::memcpy(block + d * kBlock, source, pixels * sizeof(scalar_t));
-    std::fill(block + d * kBlock + pixels, block + (d + 1) * kBlock, scalar_t{0});
-  }
-  const scalar_t* vectors[kVectors];
-  for (int64_t v = 0; v < kVectors; ++v) {
-    vectors[v] = block + v * kLanes;
-  }
+CONVMASK_INLINE void measure_tile(const Embeddings<scalar_t>& map, const Tiles& tiles, int64_t index,
+                                  const Window* windows, scalar_t* block, scalar_t* values) {
+  const Tile tile = tiles[index];
+  bool copied = false;
   for (int64_t k = 0; k < map.count; ++k) {
+    const Overlap part = overlap(tile, windows[k]);
+    if (part.first == part.last) {
+      continue;
+    }
+    for (int64_t d = 0; d < map.dims && !copied; ++d) {
+      copy_tile(block + d * kTile, map.pixels + d * map.size(), tiles.width, tile);
+    }
+    copied = true;
     Lanes<scalar_t> found[kVectors];
     const scalar_t* proposal = map.proposals + k * map.dims;
     if (map.per_dimension) {
-      measure<scalar_t, true>(vectors, kBlock, map.dims, proposal, map.margins + k * map.dims, found);
+      measure_some<scalar_t, true>(block, map.dims, proposal, map.margins + k * map.dims, part.first, part.last, found);
     } else {
-      measure<scalar_t, false>(vectors, kBlock, map.dims, proposal, map.margins + k, found);
+      measure_some<scalar_t, false>(block, map.dims, proposal, map.margins + k, part.first, part.last, found);
     }
-    std::memcpy(values + k * map.size() + begin, found, pixels * sizeof(scalar_t));
-  }
-}
-
-// The value of one pixel, where a whole vector would reach beyond the map.
-template <typename scalar_t>
-CONVMASK_INLINE scalar_t measure_one(const Embeddings<scalar_t>& map, int64_t pixel, const scalar_t* proposal,
-                                     const scalar_t* margin) {
-  scalar_t sum = 0;
-  for (int64_t d = 0; d < map.dims; ++d) {
-    const scalar_t difference = map.pixels[d * map.size() + pixel] - proposal[d];
-    sum += (map.per_dimension ? margin[d] : scalar_t{1}) * difference * difference;
-  }
-  return map.per_dimension ? -sum : -margin[0] * sum;
-}
-
-// A vector of pixels of a row, of which the first `count` belong to the box.
-template <typename scalar_t>
-struct Piece {
-  scalar_t* target;
-  int64_t count;
-};
-
-template <typename scalar_t>
-CONVMASK_INLINE void measure_pieces(const Embeddings<scalar_t>& map, const scalar_t** vectors,
-                                    const Piece<scalar_t>* pieces, int64_t number, const scalar_t* proposal,
-                                    const scalar_t* margin) {
-  for (int64_t v = number; v < kVectors; ++v) {
-    vectors[v] = vectors[0];
-  }
-  Lanes<scalar_t> found[kVectors];
-  if (map.per_dimension) {
-    measure<scalar_t, true>(vectors, map.size(), map.dims, proposal, margin, found);
-  } else {
-    measure<scalar_t, false>(vectors, map.size(), map.dims, proposal, margin, found);
-  }
-  for (int64_t v = 0; v < number; ++v) {
-    if (pieces[v].count == kLanes) {
-      store(pieces[v].target, found[v]);
-    } else {
-      scalar_t lanes[kLanes];
-      store(lanes, found[v]);
-      for (int64_t lane = 0; lane < pieces[v].count; ++lane) {
-        pieces[v].target[lane] = lanes[lane];
+    for (int64_t v = part.first; v < part.last; ++v) {
+      const int64_t begin = part.begin(v), end = part.end(v);
+      scalar_t* target = values + value_of(tile, windows[k], v) + begin;
+      if (end - begin == kLanes) {
+        store(target, found[v]);
+      } else {
+        scalar_t lanes[kLanes];
+        store(lanes, found[v]);
+        copy_lanes(target, lanes + begin, end - begin);
       }
     }
   }
 }
 
-// The cells of a box against its proposal k.
-template <typename scalar_t>
-CONVMASK_INLINE void measure_window(const Embeddings<scalar_t>& map, int64_t k, const Window& window,
-                                    scalar_t* values) {
-  const scalar_t* proposal = map.proposals + k * map.dims;
-  const scalar_t* margin = map.margins + (map.per_dimension ? k * map.dims : k);
-  const scalar_t* vectors[kVectors];
-  Piece<scalar_t> pieces[kVectors];
-  int64_t number = 0;
-  for (int64_t row = 0; row < window.height; ++row) {
-    const int64_t source = (window.y + row) * map.width + window.x;
-    scalar_t* target = values + window.offset + row * window.stride;
-    for (int64_t x = 0; x < window.width; x += kLanes) {
-      const int64_t count = std::min(kLanes, window.width - x);
-      if (source + x + kLanes > map.size()) {
-        for (int64_t lane = 0; lane < count; ++lane) {
-          target[x + lane] = measure_one(map, source + x + lane, proposal, margin);
-        }
-        continue;
-      }
-      vectors[number] = map.pixels + source + x;
-      pieces[number++] = {target + x, count};
-      if (number == kVectors) {
-        measure_pieces(map, vectors, pieces, number, proposal, margin);
-        number = 0;
-      }
-    }
-  }
-  if (number > 0) {
-    measure_pieces(map, vectors, pieces, number, proposal, margin);
-  }
-}
-
-// Gradients, (dims, height * width) of the pixels and (count, dims) of the others, in one dimension each.
+// Gradients: (dims, height * width) of the pixels, (count, dims) of the others.
 template <typename scalar_t>
 struct Gradients {
   scalar_t* pixels;
@@ -266,114 +295,122 @@ CONVMASK_INLINE scalar_t twice_margin(const Embeddings<scalar_t>& map, int64_t k
   return 2 * map.margins[map.per_dimension ? k * map.dims + d : k];
 }
 
-// Pixels [begin, end) of whole maps, at most kTile, in the dimensions [first, last). `tile` has the gradients of all
-// proposals there, (count, kTile); `sums` the sums of the other gradients so far, (last - first, count, 2, kLanes).
+// What a thread needs to differentiate the dimensions [first, last).
 template <typename scalar_t>
-CONVMASK_INLINE void differentiate_tile(const Embeddings<scalar_t>& map, int64_t begin, int64_t end, int64_t first,
-                                        int64_t last, const scalar_t* tile, scalar_t* sums,
-                                        const Gradients<scalar_t>& gradients) {
-  const int64_t pixels = end - begin;
-  for (int64_t d = first; d < last; ++d) {
-    scalar_t buffer[kTile] = {};
-    std::memcpy(buffer, map.pixels + d * map.size() + begin, pixels * sizeof(scalar_t));
-    Lanes<scalar_t> values[kTileVectors], of_pixels[kTileVectors] = {};
-    for (int64_t v = 0; v < kTileVectors; ++v) {
-      values[v] = load(buffer + v * kLanes);
+struct Workspace {
+  int64_t first, last;
+  std::vector<scalar_t> outer;      // (kVisitors, kTile), gradients of the values
+  std::vector<int64_t> visitors;    // proposals whose boxes are in the tile, kVisitors at most at a time
+  std::vector<scalar_t> sums;       // (last - first, count, 2, kLanes), of the other gradients so far
+  std::vector<scalar_t> of_pixels;  // (last - first, kTile)
+
+  Workspace(int64_t first_, int64_t last_, int64_t count)
+      : first(first_),
+        last(last_),
+        outer(kVisitors * kTile),
+        sums((last - first) * count * 2 * kLanes),
+        of_pixels((last - first) * kTile) {
+    visitors.reserve(kVisitors);
+  }
+};
+
+// The visitors of a tile in one dimension.
+template <typename scalar_t>
+CONVMASK_INLINE void differentiate_visitors(const Embeddings<scalar_t>& map, const scalar_t* block, int64_t d,
+                                            Workspace<scalar_t>& work) {
+  Lanes<scalar_t> values[kVectors], of_pixels[kVectors];
+  scalar_t* total = work.of_pixels.data() + (d - work.first) * kTile;
+  CONVMASK_UNROLL
+  for (int64_t v = 0; v < kVectors; ++v) {
+    values[v] = load(block + v * kLanes);
+    of_pixels[v] = load(total + v * kLanes);
+  }
+  scalar_t* sums = work.sums.data() + (d - work.first) * map.count * 2 * kLanes;
+  const scalar_t* outer = work.outer.data();
+  const int64_t* visitors = work.visitors.data();
+  const auto number = static_cast<int64_t>(work.visitors.size());
+  for (int64_t i = 0; i < number; ++i, outer += kTile) {
+    const int64_t k = visitors[i];
+    const scalar_t center = map.proposals[k * map.dims + d];
+    const scalar_t factor = -twice_margin(map, k, d);
+    scalar_t* sum = sums + k * 2 * kLanes;
+    Lanes<scalar_t> of_proposal[2] = {}, of_margin[2] = {};
+    CONVMASK_UNROLL
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const auto difference = values[v] - center;
+      const auto weighted = load(outer + v * kLanes) * difference;
+      of_pixels[v] = of_pixels[v] + weighted * factor;
+      of_proposal[v % 2] = of_proposal[v % 2] + weighted;
+      of_margin[v % 2] = of_margin[v % 2] + weighted * difference;
     }
-    scalar_t* sum = sums + (d - first) * map.count * 2 * kLanes;
-    for (int64_t k = 0; k < map.count; ++k, sum += 2 * kLanes) {
-      const scalar_t center = map.proposals[k * map.dims + d];
-      const scalar_t factor = -twice_margin(map, k, d);
-      auto of_proposal = load(sum), of_margin = load(sum + kLanes);
-      CONVMASK_UNROLL
-      for (int64_t v = 0; v < kTileVectors; ++v) {
-        const auto difference = values[v] - center;
-        const auto weighted = load(tile + k * kTile + v * kLanes) * difference;
-        of_pixels[v] = of_pixels[v] + weighted * factor;
-        of_proposal = of_proposal + weighted;
-        of_margin = of_margin + weighted * difference;
-      }
-      store(sum, of_proposal);
-      store(sum + kLanes, of_margin);
-    }
-    for (int64_t v = 0; v < kTileVectors; ++v) {
-      store(buffer + v * kLanes, of_pixels[v]);
-    }
-    std::memcpy(gradients.pixels + d * map.size() + begin, buffer, pixels * sizeof(scalar_t));
+    store(sum, load(sum) + (of_proposal[0] + of_proposal[1]));
+    store(sum + kLanes, load(sum + kLanes) + (of_margin[0] + of_margin[1]));
+  }
+  CONVMASK_UNROLL
+  for (int64_t v = 0; v < kVectors; ++v) {
+    store(total + v * kLanes, of_pixels[v]);
   }
 }
 
-// The first `count` lanes of a vector, and zeros.
 template <typename scalar_t>
-CONVMASK_INLINE Lanes<scalar_t> load_some(const scalar_t* source, int64_t count) {
-  scalar_t lanes[kLanes] = {};
-  for (int64_t lane = 0; lane < count; ++lane) {
-    lanes[lane] = source[lane];
+CONVMASK_INLINE void differentiate_dimensions(const Embeddings<scalar_t>& map, int64_t width, const Tile& tile,
+                                              Workspace<scalar_t>& work) {
+  if (work.visitors.empty()) {
+    return;
   }
-  return load(lanes);
+  for (int64_t d = work.first; d < work.last; ++d) {
+    scalar_t block[kTile] = {};
+    copy_tile(block, map.pixels + d * map.size(), width, tile);
+    differentiate_visitors(map, block, d, work);
+  }
+  work.visitors.clear();
 }
 
-// The cells of a box in one dimension. Adds to the gradient of the pixels.
+// A tile: gradients of its pixels, and what it adds to the sums of the proposals whose boxes are in it.
 template <typename scalar_t>
-CONVMASK_INLINE void differentiate_window(const Embeddings<scalar_t>& map, int64_t k, int64_t d, const Window& window,
-                                          const scalar_t* gradient, const Gradients<scalar_t>& gradients) {
-  const scalar_t center = map.proposals[k * map.dims + d];
-  const scalar_t factor = twice_margin(map, k, d);
-  Lanes<scalar_t> of_proposal[2] = {}, of_margin[2] = {};
-  for (int64_t row = 0; row < window.height; ++row) {
-    const int64_t source = d * map.size() + (window.y + row) * map.width + window.x;
-    const scalar_t* pixels = map.pixels + source;
-    const scalar_t* outer = gradient + window.offset + row * window.stride;
-    scalar_t* of_pixels = gradients.pixels + source;
-    int64_t x = 0;
-    for (int64_t v = 0; x + kLanes <= window.width; x += kLanes, v ^= 1) {
-      const auto difference = load(pixels + x) - center;
-      const auto weighted = load(outer + x) * difference;
-      store(of_pixels + x, load(of_pixels + x) + weighted * -factor);
-      of_proposal[v] = of_proposal[v] + weighted;
-      of_margin[v] = of_margin[v] + weighted * difference;
+CONVMASK_INLINE void differentiate_tile(const Embeddings<scalar_t>& map, const Tiles& tiles, int64_t index,
+                                        const Window* windows, const scalar_t* gradient, Workspace<scalar_t>& work,
+                                        scalar_t* of_pixels) {
+  const Tile tile = tiles[index];
+  std::fill(work.of_pixels.begin(), work.of_pixels.end(), scalar_t{0});
+  for (int64_t k = 0; k < map.count; ++k) {
+    const Overlap part = overlap(tile, windows[k]);
+    if (part.first == part.last) {
+      continue;
     }
-    if (x < window.width) {
-      // where the gradient is 0, 0 times the difference is too: the pixels read are those of the box
-      const int64_t count = window.width - x;
-      scalar_t lanes[kLanes];
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        lanes[lane] = lane < count ? pixels[x + lane] : center;
-      }
-      const auto difference = load(lanes) - center;
-      const auto weighted = load_some(outer + x, count) * difference;
-      store(lanes, weighted * -factor);
-      for (int64_t lane = 0; lane < count; ++lane) {
-        of_pixels[x + lane] += lanes[lane];
-      }
-      of_proposal[0] = of_proposal[0] + weighted;
-      of_margin[0] = of_margin[0] + weighted * difference;
+    scalar_t* outer = work.outer.data() + work.visitors.size() * kTile;
+    std::fill(outer, outer + kTile, scalar_t{0});
+    for (int64_t v = part.first; v < part.last; ++v) {
+      const int64_t begin = part.begin(v);
+      copy_lanes(outer + v * kLanes + begin, gradient + value_of(tile, windows[k], v) + begin, part.end(v) - begin);
+    }
+    work.visitors.push_back(k);
+    if (work.visitors.size() == kVisitors) {
+      differentiate_dimensions(map, tiles.width, tile, work);
     }
   }
-  gradients.proposals[k * map.dims + d] = factor * sum_of(of_proposal[0] + of_proposal[1]);
-  gradients.margins[k * map.dims + d] = -sum_of(of_margin[0] + of_margin[1]);
+  differentiate_dimensions(map, tiles.width, tile, work);
+  for (int64_t d = work.first; d < work.last; ++d) {
+    const scalar_t* total = work.of_pixels.data() + (d - work.first) * kTile;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const int64_t target = (tile.y + tile.row_of(v)) * tiles.width + tile.x + tile.column_of(v);
+      copy_lanes(of_pixels + d * map.size() + target, total + v * kLanes, tile.lanes(v));
+    }
+  }
 }
 
-#define CONVMASK_STAMP(scalar_t)                                                                                      \
-  CONVMASK_CLONES void run_measure_block(const Embeddings<scalar_t>& map, int64_t begin, int64_t end, scalar_t* block,\
-                                         scalar_t* values) {                                                          \
-    measure_block(map, begin, end, block, values);                                                                    \
-  }                                                                                                                   \
-  CONVMASK_CLONES void run_measure_window(const Embeddings<scalar_t>& map, int64_t k, const Window& window,           \
-                                          scalar_t* values) {                                                         \
-    measure_window(map, k, window, values);                                                                           \
-  }                                                                                                                   \
-  CONVMASK_CLONES void run_differentiate_tile(const Embeddings<scalar_t>& map, int64_t begin, int64_t end,            \
-                                              int64_t first, int64_t last, const scalar_t* tile, scalar_t* sums,      \
-                                              const Gradients<scalar_t>& gradients) {                                 \
-    differentiate_tile(map, begin, end, first, last, tile, sums, gradients);                                          \
-  }                                                                                                                   \
-  CONVMASK_CLONES void run_differentiate_window(const Embeddings<scalar_t>& map, int64_t k, int64_t first,            \
-                                                int64_t last, const Window& window, const scalar_t* gradient,         \
-                                                const Gradients<scalar_t>& gradients) {                               \
-    for (int64_t d = first; d < last; ++d) {                                                                          \
-      differentiate_window(map, k, d, window, gradient, gradients);                                                   \
-    }                                                                                                                 \
+#define CONVMASK_STAMP(scalar_t)                                                                                     \
+  CONVMASK_CLONES void run_measure(const Embeddings<scalar_t>& map, const Tiles& tiles, int64_t begin, int64_t end,  \
+                                   const Window* windows, scalar_t* block, scalar_t* values) {                       \
+    for (int64_t tile = begin; tile < end; ++tile) {                                                                 \
+      measure_tile(map, tiles, tile, windows, block, values);                                                        \
+    }                                                                                                                \
+  }                                                                                                                  \
+  CONVMASK_CLONES void run_differentiate(const Embeddings<scalar_t>& map, const Tiles& tiles, const Window* windows, \
+                                         const scalar_t* gradient, Workspace<scalar_t>& work, scalar_t* of_pixels) { \
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {                                                             \
+      differentiate_tile(map, tiles, tile, windows, gradient, work, of_pixels);                                      \
+    }                                                                                                                \
   }
 CONVMASK_STAMP(float)
 CONVMASK_STAMP(double)
@@ -400,12 +437,18 @@ struct WideEmbeddings {
 };
 
 // The windows of the boxes, cut to the map. Their values lie in whole maps, or (in_boxes) one box after the other.
-std::vector<Window> windows_of(const Tensor& boxes, int64_t height, int64_t width, bool in_boxes) {
-  const Tensor dense = boxes.contiguous();
-  const int64_t* box = dense.const_data_ptr<int64_t>();
-  std::vector<Window> windows(boxes.size(0));
+// Without boxes every window is the map as one long row.
+std::vector<Window> windows_of(const std::optional<Tensor>& boxes, int64_t count, int64_t height, int64_t width,
+                               bool in_boxes) {
+  std::vector<Window> windows(count);
+  const Tensor dense = boxes.has_value() ? boxes->contiguous() : Tensor();
   int64_t offset = 0;
-  for (size_t k = 0; k < windows.size(); ++k, box += 4) {
+  for (int64_t k = 0; k < count; ++k) {
+    if (!boxes.has_value()) {
+      windows[k] = {0, 0, height * width, 1, k * height * width, height * width};
+      continue;
+    }
+    const int64_t* box = dense.const_data_ptr<int64_t>() + 4 * k;
     const int64_t x = std::clamp<int64_t>(box[0], 0, width), y = std::clamp<int64_t>(box[1], 0, height);
     const int64_t columns = std::max<int64_t>(std::clamp<int64_t>(box[2], 0, width) - x, 0);
     const int64_t rows = std::max<int64_t>(std::clamp<int64_t>(box[3], 0, height) - y, 0);
@@ -413,7 +456,7 @@ std::vector<Window> windows_of(const Tensor& boxes, int64_t height, int64_t widt
     if (in_boxes) {
       offset += rows * columns;
     } else {
-      windows[k].offset = static_cast<int64_t>(k) * height * width + y * width + x;
+      windows[k].offset = k * height * width + y * width + x;
       windows[k].stride = width;
     }
   }
@@ -429,54 +472,27 @@ int64_t cells_of(const std::vector<Window>& windows) {
 }
 
 template <typename scalar_t>
-void measure_all(const Embeddings<scalar_t>& map, scalar_t* values) {
-  const int64_t blocks = (map.size() + kBlock - 1) / kBlock;
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<scalar_t> block(map.dims * kBlock);
-    for (int64_t b = begin; b < end; ++b) {
-      run_measure_block(map, b * kBlock, std::min((b + 1) * kBlock, map.size()), block.data(), values);
-    }
+void measure_all(const Embeddings<scalar_t>& map, const std::vector<Window>& windows, bool boxes, scalar_t* values) {
+  const Tiles tiles(map.height, map.width, boxes);
+  at::parallel_for(0, tiles.count, 1, [&](int64_t begin, int64_t end) {
+    std::vector<scalar_t> block(map.dims * kTile);
+    run_measure(map, tiles, begin, end, windows.data(), block.data(), values);
   });
 }
 
 template <typename scalar_t>
-void measure_windows(const Embeddings<scalar_t>& map, const std::vector<Window>& windows, scalar_t* values) {
-  at::parallel_for(0, static_cast<int64_t>(windows.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      run_measure_window(map, k, windows[k], values);
-    }
-  });
-}
-
-template <typename scalar_t>
-void differentiate_all(const Embeddings<scalar_t>& map, const scalar_t* gradient,
-                       const Gradients<scalar_t>& gradients) {
+void differentiate_all(const Embeddings<scalar_t>& map, const std::vector<Window>& windows, bool boxes,
+                       const scalar_t* gradient, const Gradients<scalar_t>& gradients) {
+  const Tiles tiles(map.height, map.width, boxes);
   at::parallel_for(0, map.dims, 1, [&](int64_t first, int64_t last) {
-    std::vector<scalar_t> tile(map.count * kTile), sums((last - first) * map.count * 2 * kLanes);
-    for (int64_t begin = 0; begin < map.size(); begin += kTile) {
-      const int64_t end = std::min(begin + kTile, map.size());
-      for (int64_t k = 0; k < map.count; ++k) {
-        std::memcpy(tile.data() + k * kTile, gradient + k * map.size() + begin, (end - begin) * sizeof(scalar_t));
-        std::fill(tile.begin() + k * kTile + (end - begin), tile.begin() + (k + 1) * kTile, scalar_t{0});
-      }
-      run_differentiate_tile(map, begin, end, first, last, tile.data(), sums.data(), gradients);
-    }
+    Workspace<scalar_t> work(first, last, map.count);
+    run_differentiate(map, tiles, windows.data(), gradient, work, gradients.pixels);
     for (int64_t d = first; d < last; ++d) {
       for (int64_t k = 0; k < map.count; ++k) {
-        const scalar_t* sum = sums.data() + ((d - first) * map.count + k) * 2 * kLanes;
+        const scalar_t* sum = work.sums.data() + ((d - first) * map.count + k) * 2 * kLanes;
         gradients.proposals[k * map.dims + d] = twice_margin(map, k, d) * sum_of(load(sum));
         gradients.margins[k * map.dims + d] = -sum_of(load(sum + kLanes));
       }
-    }
-  });
-}
-
-template <typename scalar_t>
-void differentiate_windows(const Embeddings<scalar_t>& map, const std::vector<Window>& windows,
-                           const scalar_t* gradient, const Gradients<scalar_t>& gradients) {
-  at::parallel_for(0, map.dims, 1, [&](int64_t first, int64_t last) {
-    for (int64_t k = 0; k < map.count; ++k) {
-      run_differentiate_window(map, k, first, last, windows[k], gradient, gradients);
     }
   });
 }
@@ -487,14 +503,10 @@ Tensor embedding_masks_cpu(const Tensor& pixels, const Tensor& proposals, const 
   const auto options = pixels.options().dtype(embedding_dtype(pixels));
   const std::vector<int64_t> shape{proposals.size(0), pixels.size(1), pixels.size(2)};
   const Tensor values = boxes.has_value() ? at::full(shape, fill, options) : at::empty(shape, options);
+  const auto windows = windows_of(boxes, proposals.size(0), pixels.size(1), pixels.size(2), false);
   AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "embedding_masks", [&] {
     const WideEmbeddings<scalar_t> wide(pixels, proposals, margins);
-    if (boxes.has_value()) {
-      measure_windows(wide.map, windows_of(*boxes, pixels.size(1), pixels.size(2), false),
-                      values.data_ptr<scalar_t>());
-    } else {
-      measure_all(wide.map, values.data_ptr<scalar_t>());
-    }
+    measure_all(wide.map, windows, boxes.has_value(), values.data_ptr<scalar_t>());
   });
   return values.to(pixels.scalar_type());
 }
@@ -502,12 +514,12 @@ Tensor embedding_masks_cpu(const Tensor& pixels, const Tensor& proposals, const 
 Tensor embedding_masks_in_boxes_cpu(const Tensor& pixels, const Tensor& proposals, const Tensor& margins,
                                     const Tensor& boxes, int64_t size) {
   check_embedding_masks(pixels, proposals, margins, boxes);
-  const auto windows = windows_of(boxes, pixels.size(1), pixels.size(2), true);
+  const auto windows = windows_of(boxes, proposals.size(0), pixels.size(1), pixels.size(2), true);
   TORCH_CHECK(size == cells_of(windows), "size: ", size, " values, but the boxes have ", cells_of(windows), " cells");
   const Tensor values = at::empty({size}, pixels.options().dtype(embedding_dtype(pixels)));
   AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "embedding_masks_in_boxes", [&] {
     const WideEmbeddings<scalar_t> wide(pixels, proposals, margins);
-    measure_windows(wide.map, windows, values.data_ptr<scalar_t>());
+    measure_all(wide.map, windows, true, values.data_ptr<scalar_t>());
   });
   return values.to(pixels.scalar_type());
 }
@@ -516,15 +528,11 @@ EmbeddingGradients backward(const Tensor& gradient, const Tensor& pixels, const 
                             const Tensor& margins, const std::optional<Tensor>& boxes, bool in_boxes) {
   check_embedding_masks(pixels, proposals, margins, boxes);
   check_embedding_masks_gradient(gradient, pixels, proposals, in_boxes);
+  const auto windows = windows_of(boxes, proposals.size(0), pixels.size(1), pixels.size(2), in_boxes);
+  TORCH_CHECK(!in_boxes || gradient.size(0) == cells_of(windows), "gradient: ", gradient.size(0),
+              " values, but the boxes have ", cells_of(windows), " cells");
   const auto options = pixels.options().dtype(embedding_dtype(pixels));
-  std::vector<Window> windows;
-  if (boxes.has_value()) {
-    windows = windows_of(*boxes, pixels.size(1), pixels.size(2), in_boxes);
-    TORCH_CHECK(!in_boxes || gradient.size(0) == cells_of(windows), "gradient: ", gradient.size(0),
-                " values, but the boxes have ", cells_of(windows), " cells");
-  }
-  const Tensor of_pixels =
-      boxes.has_value() ? at::zeros(pixels.sizes(), options) : at::empty(pixels.sizes(), options);
+  const Tensor of_pixels = at::empty(pixels.sizes(), options);
   const Tensor of_proposals = at::empty(proposals.sizes(), options);
   const Tensor of_margins = at::empty(proposals.sizes(), options);
   const Tensor wide_gradient = gradient.to(embedding_dtype(gradient)).contiguous();
@@ -532,12 +540,7 @@ EmbeddingGradients backward(const Tensor& gradient, const Tensor& pixels, const 
     const WideEmbeddings<scalar_t> wide(pixels, proposals, margins);
     const Gradients<scalar_t> gradients{of_pixels.data_ptr<scalar_t>(), of_proposals.data_ptr<scalar_t>(),
                                         of_margins.data_ptr<scalar_t>()};
-    const scalar_t* outer = wide_gradient.const_data_ptr<scalar_t>();
-    if (boxes.has_value()) {
-      differentiate_windows(wide.map, windows, outer, gradients);
-    } else {
-      differentiate_all(wide.map, outer, gradients);
-    }
+    differentiate_all(wide.map, windows, boxes.has_value(), wide_gradient.const_data_ptr<scalar_t>(), gradients);
   });
   const Tensor all_margins = margins.dim() == 2 ? of_margins : of_margins.sum(1);
   const auto dtype = pixels.scalar_type();
