@@ -127,26 +127,30 @@ def mask_losses(
     cells = training_cells(boxes[chosen.objects], size, stride, options.box_padding)
     margins = margins_in_use(chosen.margins, options.fixed_margin)
     inside = embedding_masks_in_boxes(pixels, chosen.embeddings, margins, cells)
-    logits = log_odds(-inside.values, options.probability_floor)
-    losses = [logits.new_zeros(0)]
+    losses = pixels.new_zeros(0)
     if len(chosen.objects):
         targets = mask_targets(instances.gt_masks.tensor[chosen.objects], size, stride)
-        losses += _loss_of_each(logits, inside, targets, options.mask_loss)
+        logits = log_odds(-inside.values, options.probability_floor)
+        losses = _loss_of_each(logits, inside, targets, options.mask_loss)
     # without objects the gradients of pixels and proposals are zeros, as in other images
-    return torch.cat(losses) + 0 * inside.values.sum() + 0 * chosen.margins.sum()
+    return losses + 0 * inside.values.sum() + 0 * chosen.margins.sum()
 
 
-def _loss_of_each(logits: torch.Tensor, inside: ValuesInBoxes, targets: torch.Tensor, kind: str) -> list[torch.Tensor]:
-    losses = []
-    parts = logits.split(inside.offsets.diff().tolist())
-    for part, target, (x1, y1, x2, y2) in zip(parts, targets, inside.boxes.tolist(), strict=True):
-        wanted = target[y1:y2, x1:x2].reshape(1, -1)
-        if kind == "lovasz":
-            losses.append(lovasz_hinge(part[None], wanted))
-        else:
-            bce = F.binary_cross_entropy_with_logits(part[None], wanted.to(part.dtype), reduction="none")
-            losses.append(bce.sum(dim=1) / max(len(part), 1))
-    return losses
+def _loss_of_each(logits: torch.Tensor, inside: ValuesInBoxes, targets: torch.Tensor, kind: str) -> torch.Tensor:
+    """(G',) from (P,) logits in boxes and (G', h, w) targets. Boxes are padded to the length of the largest."""
+    x1, y1, x2, _ = inside.boxes.unbind(1)
+    lengths = inside.offsets.diff()
+    within = torch.arange(max(int(lengths.max()), 1), device=logits.device).expand(len(lengths), -1)
+    valid = within < lengths[:, None]
+    width = (x2 - x1)[:, None].clamp(min=1)
+    objects = torch.arange(len(lengths), device=logits.device)[:, None].expand_as(within)[valid]
+    rows, columns = (y1[:, None] + within // width)[valid], (x1[:, None] + within % width)[valid]
+    wanted = torch.zeros_like(valid).masked_scatter(valid, targets[objects, rows, columns])
+    padded = logits.new_zeros(valid.shape).masked_scatter(valid, logits)
+    if kind == "lovasz":
+        return lovasz_hinge(padded, wanted, valid)
+    bce = F.binary_cross_entropy_with_logits(padded, wanted.to(padded.dtype), reduction="none")
+    return (bce * valid).sum(dim=1) / lengths.clamp(min=1)
 
 
 def margins_in_use(margins: torch.Tensor, fixed: float | None) -> torch.Tensor:
