@@ -35,7 +35,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVectors = 8;  // of kLanes pixels: a tile
 constexpr int64_t kTile = kVectors * kLanes;
-constexpr int64_t kVisitors = 64;  // proposals whose gradients fit into the first cache with a tile
+constexpr int64_t kVisitors = 32;  // proposals whose gradients fit into the first cache with a tile
 
 // kLanes numbers that are computed with at once; the compiler splits them into the registers that there are.
 #if defined(__GNUC__)
@@ -178,6 +178,20 @@ CONVMASK_INLINE void copy_tile(scalar_t* block, const scalar_t* plane, int64_t w
   }
 }
 
+// Asks for a tile of one plane, whose rows lie too far apart for the processor to see what comes next.
+template <typename scalar_t>
+CONVMASK_INLINE void prefetch_tile(const scalar_t* plane, int64_t width, const Tile& tile) {
+#if defined(__GNUC__)
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const scalar_t* source = plane + (tile.y + row) * width + tile.x;
+    for (int64_t x = 0; x < tile.columns; x += kLanes) {
+      __builtin_prefetch(source + x);
+    }
+    __builtin_prefetch(source + tile.columns - 1);
+  }
+#endif
+}
+
 // The part of a box in a tile: vectors [first, last), and in each of them the lanes [begin(v), end(v)).
 struct Overlap {
   int64_t first, last, left, right;
@@ -259,6 +273,9 @@ CONVMASK_INLINE void measure_tile(const Embeddings<scalar_t>& map, const Tiles& 
     }
     for (int64_t d = 0; d < map.dims && !copied; ++d) {
       copy_tile(block + d * kTile, map.pixels + d * map.size(), tiles.width, tile);
+      if (index + 1 < tiles.count) {
+        prefetch_tile(map.pixels + d * map.size(), tiles.width, tiles[index + 1]);
+      }
     }
     copied = true;
     Lanes<scalar_t> found[kVectors];
@@ -379,10 +396,16 @@ CONVMASK_INLINE void differentiate_tile(const Embeddings<scalar_t>& map, const T
       continue;
     }
     scalar_t* outer = work.outer.data() + work.visitors.size() * kTile;
-    std::fill(outer, outer + kTile, scalar_t{0});
+    if (part.first > 0 || part.last < kVectors || part.begin(0) > 0 || part.end(kVectors - 1) < kLanes) {
+      std::fill(outer, outer + kTile, scalar_t{0});
+    }
     for (int64_t v = part.first; v < part.last; ++v) {
       const int64_t begin = part.begin(v);
-      copy_lanes(outer + v * kLanes + begin, gradient + value_of(tile, windows[k], v) + begin, part.end(v) - begin);
+      const scalar_t* source = gradient + value_of(tile, windows[k], v) + begin;
+      copy_lanes(outer + v * kLanes + begin, source, part.end(v) - begin);
+#if defined(__GNUC__)
+      __builtin_prefetch(source + tile.across * kLanes);  // of the next tile; may lie beyond the values
+#endif
     }
     work.visitors.push_back(k);
     if (work.visitors.size() == kVisitors) {
