@@ -8,13 +8,14 @@ distances to cancellation, and a proposal's own pixel may get a value above 0. "
 does, through a tensor of (K, D, H, W). In boxes, which cover 10 % of the map on average, the alternatives compute whole
 maps: they have no cheaper way.
 
-Margins are one a proposal. Backward is the whole of forward and backward less the forward alone. Memory is the peak of
-a process of its own above what inputs take.
+Margins are one a proposal. Backward is that of a graph that is kept. Memory is the peak of a process of its own above
+what inputs take.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import platform
 import statistics
 import subprocess
@@ -75,7 +76,16 @@ def draw_inputs(args: argparse.Namespace) -> tuple[Inputs, Tensor]:
     sides = (shares.sqrt()[:, None] * torch.stack([aspects, 1 / aspects], 1) * scale).round().long()
     corners = (torch.rand(args.proposals, 2, generator=generator) * (scale - sides)).long()
     boxes = torch.cat([corners, corners + sides], dim=1)
-    return tuple(x.to(args.device) for x in (pixels, proposals, margins)), boxes.to(args.device)  # type: ignore[return-value]
+    pixels, proposals, margins = (x.to(args.device) for x in (pixels, proposals, margins))
+    return (pixels, proposals, margins), boxes.to(args.device)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed. Otherwise whoever allocates first may pay for thousands of new pages."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: the largest that it takes
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
@@ -90,10 +100,14 @@ def seconds(function: Callable[[], Any], device: str) -> float:
 
 
 def medians(functions: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each; they take turns, so that a disturbance hits all alike."""
+    """Median milliseconds of each; they take turns, so that a disturbance hits all alike.
+
+    In its turn each runs twice, and the second time counts: the first finds caches and free memory as another left them.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + 2):
         for name, function in functions.items():
+            function()
             times[name].append(seconds(function, device))
     return {name: 1000 * statistics.median(values[2:]) for name, values in times.items()}
 
@@ -104,18 +118,12 @@ def implementations(boxes: Tensor) -> dict[str, dict[str, Callable[..., Tensor]]
     return {"whole map": {"operator": embedding_masks, **ALTERNATIVES}, "in boxes": {**in_boxes, **ALTERNATIVES}}
 
 
-def with_gradients(function: Callable[..., Tensor], inputs: Inputs) -> Callable[[], None]:
-    """Forward and backward for a gradient of ones."""
+def backward_of(function: Callable[..., Tensor], inputs: Inputs) -> Callable[[], Any]:
+    """The backward pass alone, for a random gradient."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    ones: dict[torch.Size, Tensor] = {}
-
-    def run() -> None:
-        values = function(*leaves)
-        if values.shape not in ones:
-            ones[values.shape] = torch.ones_like(values)
-        torch.autograd.grad(values, leaves, ones[values.shape])
-
-    return run
+    values = function(*leaves)
+    gradient = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)).to(values.device)
+    return lambda: torch.autograd.grad(values, leaves, gradient, retain_graph=True)
 
 
 def compare(what: str, functions: dict[str, Callable[..., Tensor]], inputs: Inputs, args: argparse.Namespace) -> None:
@@ -125,8 +133,7 @@ def compare(what: str, functions: dict[str, Callable[..., Tensor]], inputs: Inpu
         torch.set_num_threads(threads)
         with torch.no_grad():
             forward = medians({n: lambda f=f: f(*inputs) for n, f in functions.items()}, args.repeats, args.device)
-        both = medians({n: with_gradients(f, inputs) for n, f in functions.items()}, args.repeats, args.device)
-        backward = {name: both[name] - forward[name] for name in both}
+        backward = medians({n: backward_of(f, inputs) for n, f in functions.items()}, args.repeats, args.device)
         for direction, times in (("forward", forward), ("backward", backward)):
             row = "".join(f" {times[name]:11.2f} |" for name in functions)
             ratios = "".join(f" {times[name] / times['operator']:11.1f} |" for name in ALTERNATIVES)
@@ -199,13 +206,16 @@ def main() -> None:
         print(extra_memory(args.memory_of, args))
         return
 
+    keep_freed_memory()
     inputs, boxes = draw_inputs(args)
     size = f"{args.proposals} proposals, {args.dims} dimensions, {args.height} x {args.width}"
     name = torch.cuda.get_device_name() if args.device == "cuda" else processor()
     print(f"{size}, float32; medians of {args.repeats}, milliseconds")
     print(f"{name}; {torch.get_num_threads()} threads; torch {torch.__version__}; {extension_status()[1]}\n")
     check(inputs, boxes)
-    print("|           |           | threads | operator | expanded | one product | expanded / op. | one product / op. |")
+    print(
+        "|           |           | threads | operator | expanded | one product | expanded / op. | one product / op. |"
+    )
     print("|-----------|-----------|---------|-------------|-------------|-------------|-------------|-------------|")
     for what, functions in implementations(boxes).items():
         compare(what, functions, inputs, args)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def lovasz_hinge(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """The Lovász hinge of each mask: errors ``1 - z (2 y - 1)``, largest first, weighted by the growth of the Jaccard loss.
+    """The Lovász hinge of each mask: sorted errors ``1 - z (2 y - 1)``, weighted by the growth of the Jaccard loss.
 
     Args:
         logits: (N, P) z, of P pixels of each mask.

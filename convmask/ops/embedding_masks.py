@@ -216,10 +216,8 @@ def _log_probability(window: Tensor, proposal: Tensor, margin: Tensor) -> Tensor
 def _windows(pixels: Tensor, boxes: Tensor | None, count: int) -> Iterator[tuple[int, slice, slice, Tensor]]:
     """For each proposal its index, rows, columns and (D, h, w) pixels."""
     height, width = pixels.shape[1:]
-    if boxes is None:
-        cells = [[0, 0, width, height]] * count
-    else:
-        cells = clamp_boxes(boxes, height, width).tolist()
+    whole = [[0, 0, width, height]] * count
+    cells = whole if boxes is None else clamp_boxes(boxes, height, width).tolist()
     for k, (x1, y1, x2, y2) in enumerate(cells):
         rows, columns = slice(y1, y2), slice(x1, x2)
         yield k, rows, columns, pixels[:, rows, columns]
