@@ -3,10 +3,10 @@
     python benchmarks/bench_embedding_masks.py [--device cuda] [--proposals 100 --dims 32 --height 200 --width 304]
 
 Alternatives: "plain", the squared distance as |p|^2 - 2 p q + |q|^2 as one writes it, around one matrix product;
-"expanded", the same with a fused sum, in place where gradients are not needed; "one product", all three terms in one matrix product of D + 2 dimensions. All lose small
-distances to cancellation, and a proposal's own pixel may get a value above 0. "broadcast" subtracts as the operator
-does, through a tensor of (K, D, H, W). In boxes, which cover 10 % of the map on average, the alternatives compute whole
-maps: they have no cheaper way.
+"expanded", the same with a fused sum, in place where gradients are not needed; "one product", all three terms in one
+matrix product of D + 2 dimensions. All lose small distances to cancellation, and a proposal's own pixel may get a value
+above 0. "broadcast" subtracts as the operator does, through a tensor of (K, D, H, W). In boxes, which cover 10 % of the
+map on average, the alternatives compute whole maps: they have no cheaper way.
 
 Margins are one a proposal. Backward is that of a graph that is kept. Memory is the peak of a process of its own above
 what inputs take.
@@ -220,10 +220,8 @@ def main() -> None:
     print(f"{size}, float32; medians of {args.repeats}, milliseconds")
     print(f"{name}; {torch.get_num_threads()} threads; torch {torch.__version__}; {extension_status()[1]}\n")
     check(inputs, boxes)
-    print(
-        "|           |           | threads | operator | plain | expanded | one product | plain / op. | expanded / op. | "
-        "one product / op. |"
-    )
+    names = ["operator", *ALTERNATIVES, *(f"{alternative} / op." for alternative in ALTERNATIVES)]
+    print(f"|           |           | threads | {' | '.join(names)} |")
     print(f"|-----------|-----------|---------|{'-------------|' * 7}")
     for what, functions in implementations(boxes).items():
         compare(what, functions, inputs, args)

@@ -21,7 +21,7 @@ from torch import Tensor
 from convmask.ops._registration import register_operator
 
 _ARGUMENTS = "Tensor pixels, Tensor proposals, Tensor margins"
-_SLOWDOWN = "about 4 to 10 times slower"
+_SLOWDOWN = "about 7 to 25 times slower"
 
 
 def embedding_masks(
