@@ -2,5 +2,6 @@
 
 from .dice import dice_loss
 from .focal import soft_focal_loss
+from .lovasz import lovasz_hinge
 
-__all__ = ["dice_loss", "soft_focal_loss"]
+__all__ = ["dice_loss", "lovasz_hinge", "soft_focal_loss"]

@@ -6,6 +6,13 @@ Compiled kernels are optional. Without them the plain PyTorch references run; ``
 from __future__ import annotations
 
 from convmask.ops._extension import extension_status, load_extension
+from convmask.ops.embedding_masks import (
+    ValuesInBoxes,
+    embedding_masks,
+    embedding_masks_in_boxes,
+    embedding_masks_in_boxes_reference,
+    embedding_masks_reference,
+)
 from convmask.ops.fuse_kernels import fuse_kernels, fuse_kernels_reference
 from convmask.ops.panoptic_merge import panoptic_merge, panoptic_merge_reference
 from convmask.ops.region_kernels import region_kernels, region_kernels_reference
@@ -13,6 +20,11 @@ from convmask.ops.region_kernels import region_kernels, region_kernels_reference
 load_extension()  # after the schemas above: a kernel that does not fit its schema is found here
 
 __all__ = [
+    "ValuesInBoxes",
+    "embedding_masks",
+    "embedding_masks_in_boxes",
+    "embedding_masks_in_boxes_reference",
+    "embedding_masks_reference",
     "extension_status",
     "fuse_kernels",
     "fuse_kernels_reference",
