@@ -1,0 +1,405 @@
+// CPU kernel of mask voting. A binarised mask is kept as the runs of its rows, which are found from its S x S values
+// without looking at every pixel; a canvas is never stored, only one row of it at a time.
+#include <ATen/Parallel.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "mask_voting.h"
+
+namespace convmask {
+namespace {
+
+struct Candidate {
+  int64_t roi;
+  double weight;
+};
+
+// A RoI and the class that it stands for.
+struct Chosen {
+  int64_t roi, category;
+  double score;
+};
+
+// Columns [begin, end).
+struct Run {
+  int32_t begin, end;
+};
+
+// The set pixels of a binarised mask in the image.
+struct RunMask {
+  int32_t top = 0, left = 0, right = 0;
+  std::vector<int32_t> first;  // of the runs of each row, and behind the last
+  std::vector<Run> runs;
+
+  int32_t bottom() const { return top + std::max<int32_t>(static_cast<int32_t>(first.size()) - 1, 0); }
+};
+
+// IoU of all pairs of boxes, computed once and used for every class.
+std::vector<double> all_overlaps(const std::vector<double>& boxes, int64_t count) {
+  std::vector<double> overlaps(count * count);
+  at::parallel_for(0, count, /*grain_size=*/16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < count; ++j) {
+        overlaps[i * count + j] = overlap(&boxes[4 * i], &boxes[4 * j]);
+      }
+    }
+  });
+  return overlaps;
+}
+
+// The RoIs that NMS keeps for one class, by score. Those below the least score suppress none above it.
+std::vector<Chosen> suppress(const double* scores, int64_t rois, int64_t classes, int64_t category,
+                             const std::vector<double>& overlaps, const VotingOptions& options) {
+  std::vector<Chosen> open;
+  for (int64_t r = 0; r < rois; ++r) {
+    const double score = scores[r * classes + category];
+    if (score >= options.score_threshold) {
+      open.push_back({r, category, score});
+    }
+  }
+  std::stable_sort(open.begin(), open.end(), [](const Chosen& a, const Chosen& b) { return a.score > b.score; });
+  std::vector<Chosen> kept;
+  for (const Chosen& next : open) {
+    const auto covers = [&](const Chosen& one) {
+      return overlaps[one.roi * rois + next.roi] > options.nms_threshold;
+    };
+    if (std::none_of(kept.begin(), kept.end(), covers)) {
+      kept.push_back(next);
+      if (static_cast<int64_t>(kept.size()) == options.max_detections) {
+        break;
+      }
+    }
+  }
+  return kept;
+}
+
+std::vector<Chosen> choose(const double* scores, int64_t rois, int64_t classes, const std::vector<double>& overlaps,
+                           const VotingOptions& options) {
+  std::vector<std::vector<Chosen>> by_class(std::max<int64_t>(classes - 1, 0));
+  at::parallel_for(1, std::max<int64_t>(classes, 1), /*grain_size=*/4, [&](int64_t begin, int64_t end) {
+    for (int64_t category = begin; category < end; ++category) {
+      by_class[category - 1] = suppress(scores, rois, classes, category, overlaps, options);
+    }
+  });
+  std::vector<Chosen> all;
+  for (const auto& some : by_class) {
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  if (static_cast<int64_t>(all.size()) <= options.max_detections) {
+    return all;
+  }
+  std::vector<int64_t> order(all.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return all[a].score > all[b].score; });
+  order.resize(options.max_detections);
+  std::sort(order.begin(), order.end());
+  std::vector<Chosen> best;
+  for (const int64_t index : order) {
+    best.push_back(all[index]);
+  }
+  return best;
+}
+
+// The columns of a box: where each samples the mask, and the first column of each interval between two mask cells.
+struct Columns {
+  std::vector<Sample> samples;
+  std::vector<int32_t> starts;
+};
+
+Columns columns_of(int32_t width, int32_t size) {
+  Columns columns;
+  columns.samples.resize(width);
+  columns.starts.assign(size + 1, width);
+  const double step = static_cast<double>(size) / width;
+  for (int32_t x = width - 1; x >= 0; --x) {
+    columns.samples[x] = sample_at(x, step, 0, 0, size - 1);
+    columns.starts[columns.samples[x].before] = x;
+  }
+  for (int32_t cell = size - 1; cell >= 0; --cell) {
+    columns.starts[cell] = std::min(columns.starts[cell], columns.starts[cell + 1]);
+  }
+  return columns;
+}
+
+// Appends the runs of one row of a box to `runs`, moved by `left` and cut at the image's sides.
+void find_runs(const double* line, const Columns& columns, int32_t left, const VotingOptions& options,
+               std::vector<Run>& runs) {
+  const size_t before = runs.size();
+  const auto append = [&](int32_t begin, int32_t end) {
+    begin = std::max(begin + left, 0);
+    end = std::min(end + left, options.width);
+    if (begin >= end) {
+      return;
+    }
+    if (runs.size() > before && runs.back().end == begin) {
+      runs.back().end = end;
+    } else {
+      runs.push_back({begin, end});
+    }
+  };
+  for (int32_t cell = 0; cell < options.size; ++cell) {
+    const int32_t begin = columns.starts[cell], end = columns.starts[cell + 1];
+    if (begin == end) {
+      continue;
+    }
+    const double a = line[cell], b = line[std::min(cell + 1, options.size - 1)];
+    const bool first = a >= options.binary_threshold, last = b >= options.binary_threshold;
+    if (first == last) {
+      if (first) {
+        append(begin, end);
+      }
+      continue;
+    }
+    // Between two cells the values rise or fall: the border is found by halving.
+    int32_t low = begin, high = end;
+    while (low < high) {
+      const int32_t middle = low + (high - low) / 2;
+      if ((mix(a, b, columns.samples[middle].share) >= options.binary_threshold) == first) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    if (first) {
+      append(begin, low);
+    } else {
+      append(low, end);
+    }
+  }
+}
+
+RunMask render(const double* mask, const double* box, const VotingOptions& options) {
+  RunMask result;
+  const PixelBox place = to_pixels(box, options.procedure != kChainercv);
+  const int32_t top = std::max(place.top, 0), bottom = std::min(place.bottom, options.height);
+  result.left = std::max(place.left, 0);
+  result.right = std::min(place.right, options.width);
+  if (top >= bottom || result.left >= result.right) {
+    return result;
+  }
+  const int32_t size = options.size, last = size - 1;
+  const Columns columns = columns_of(place.right - place.left, size);
+  const double step = static_cast<double>(size) / (place.bottom - place.top);
+  std::vector<double> line(size);
+  result.top = top;
+  result.first.reserve(bottom - top + 1);
+  for (int32_t y = top; y < bottom; ++y) {
+    result.first.push_back(static_cast<int32_t>(result.runs.size()));
+    const Sample row = sample_at(y - place.top, step, 0, 0, last);
+    for (int32_t x = 0; x < size; ++x) {
+      line[x] = mix(mask[row.before * size + x], mask[row.after * size + x], row.share);
+    }
+    find_runs(line.data(), columns, place.left, options, result.runs);
+  }
+  result.first.push_back(static_cast<int32_t>(result.runs.size()));
+  return result;
+}
+
+// The weighted sum of the candidates' binarised masks, a row at a time.
+class Canvas {
+ public:
+  Canvas(const std::vector<Candidate>& candidates, const std::vector<RunMask>& masks, int32_t width)
+      : candidates_(candidates), masks_(masks), row_(width) {
+    for (const Candidate& candidate : candidates) {
+      const RunMask& mask = masks[candidate.roi];
+      if (mask.first.empty()) {
+        continue;
+      }
+      top = std::min(top, mask.top);
+      bottom = std::max(bottom, mask.bottom());
+      left = std::min(left, mask.left);
+      right = std::max(right, mask.right);
+    }
+    left = std::min(left, right);
+  }
+
+  // Values at [left, right); all others are 0.
+  const double* row(int32_t y) {
+    std::fill(row_.begin() + left, row_.begin() + right, 0.0);
+    for (const Candidate& candidate : candidates_) {
+      const RunMask& mask = masks_[candidate.roi];
+      if (y < mask.top || y >= mask.bottom()) {
+        continue;
+      }
+      for (int32_t i = mask.first[y - mask.top]; i < mask.first[y - mask.top + 1]; ++i) {
+        for (int32_t x = mask.runs[i].begin; x < mask.runs[i].end; ++x) {
+          row_[x] += candidate.weight;
+        }
+      }
+    }
+    return row_.data();
+  }
+
+  int32_t top = INT32_MAX, bottom = 0, left = INT32_MAX, right = 0;
+
+ private:
+  const std::vector<Candidate>& candidates_;
+  const std::vector<RunMask>& masks_;
+  std::vector<double> row_;
+};
+
+// First and last row and column at or above the threshold, ends included; false if there are none.
+bool find_extent(Canvas& canvas, double threshold, PixelBox& extent) {
+  extent = {INT32_MAX, INT32_MAX, -1, -1};
+  for (int32_t y = canvas.top; y < canvas.bottom; ++y) {
+    const double* row = canvas.row(y);
+    int32_t x = canvas.left;
+    while (x < canvas.right && row[x] < threshold) {
+      ++x;
+    }
+    if (x == canvas.right) {
+      continue;
+    }
+    int32_t last = canvas.right - 1;
+    while (row[last] < threshold) {
+      --last;
+    }
+    extent.left = std::min(extent.left, x);
+    extent.right = std::max(extent.right, last);
+    extent.top = std::min(extent.top, y);
+    extent.bottom = y;
+  }
+  return extent.right >= 0;
+}
+
+// The canvas in the extent, resized to size x size.
+void resize(Canvas& canvas, const PixelBox& extent, const VotingOptions& options, double* mask) {
+  const bool outside = options.procedure == kGpu;
+  const int32_t size = options.size;
+  const double down = static_cast<double>(extent.bottom - extent.top + 1) / size;
+  const double across = static_cast<double>(extent.right - extent.left + 1) / size;
+  std::vector<double> rows[2];
+  for (int32_t i = 0; i < size; ++i) {
+    const Sample vertical = sample_at(i, down, extent.top, outside ? 0 : extent.top,
+                                      outside ? options.height - 1 : extent.bottom);
+    const double* values = canvas.row(vertical.before);
+    rows[0].assign(values, values + options.width);
+    values = canvas.row(vertical.after);
+    rows[1].assign(values, values + options.width);
+    for (int32_t j = 0; j < size; ++j) {
+      const Sample horizontal = sample_at(j, across, extent.left, outside ? 0 : extent.left,
+                                          outside ? options.width - 1 : extent.right);
+      const double before = mix(rows[0][horizontal.before], rows[1][horizontal.before], vertical.share);
+      const double after = mix(rows[0][horizontal.after], rows[1][horizontal.after], vertical.share);
+      mask[i * size + j] = mix(before, after, horizontal.share);
+    }
+  }
+}
+
+std::vector<Candidate> candidates_of(const Chosen& chosen, const double* scores, int64_t rois, int64_t classes,
+                                     const std::vector<double>& overlaps, double threshold) {
+  std::vector<Candidate> candidates;
+  double sum = 0;
+  for (int64_t r = 0; r < rois; ++r) {
+    if (overlaps[chosen.roi * rois + r] >= threshold) {
+      candidates.push_back({r, scores[r * classes + chosen.category]});
+      sum += candidates.back().weight;
+    }
+  }
+  for (Candidate& candidate : candidates) {
+    candidate.weight /= sum;
+  }
+  return candidates;
+}
+
+// A result as the operator returns it, in float64; false if it is dropped.
+bool vote(const std::vector<Candidate>& candidates, const std::vector<RunMask>& masks, const VotingOptions& options,
+          double* box, double* mask) {
+  Canvas canvas(candidates, masks, options.width);
+  PixelBox extent;
+  if (!find_extent(canvas, options.binary_threshold, extent)) {
+    if (options.procedure != kCpu) {
+      return false;
+    }
+    extent = {options.width / 2, options.height / 2, options.width / 2, options.height / 2};
+  } else if (options.procedure == kGpu && (extent.left == extent.right || extent.top == extent.bottom)) {
+    return false;
+  }
+  const double end = options.procedure == kChainercv ? 1 : 0;
+  box[0] = extent.left;
+  box[1] = extent.top;
+  box[2] = extent.right + end;
+  box[3] = extent.bottom + end;
+  resize(canvas, extent, options, mask);
+  return true;
+}
+
+MaskVotingResult mask_voting_cpu(const Tensor& masks, const Tensor& boxes, const Tensor& scores, int64_t height,
+                                 int64_t width, double nms_threshold, double merge_threshold, double binary_threshold,
+                                 double score_threshold, int64_t max_detections, int64_t procedure) {
+  const VotingOptions options = check_mask_voting(masks, boxes, scores, height, width, nms_threshold, merge_threshold,
+                                                  binary_threshold, score_threshold, max_detections, procedure);
+  const int64_t rois = masks.size(0), classes = scores.size(1), area = masks.size(1) * masks.size(2);
+  const Tensor exact_masks = masks.to(at::kDouble).contiguous(), exact_boxes = boxes.to(at::kDouble).contiguous();
+  const Tensor exact_scores = scores.to(at::kDouble).contiguous();
+  const double* score = exact_scores.const_data_ptr<double>();
+  const double* edges = exact_boxes.const_data_ptr<double>();
+  std::vector<double> extended(edges, edges + 4 * rois);
+  for (int64_t r = 0; r < rois && procedure != kChainercv; ++r) {
+    extended[4 * r + 2] += 1;
+    extended[4 * r + 3] += 1;
+  }
+  const std::vector<double> overlaps = all_overlaps(extended, rois);
+  const std::vector<Chosen> chosen = choose(score, rois, classes, overlaps, options);
+  const auto count = static_cast<int64_t>(chosen.size());
+
+  std::vector<std::vector<Candidate>> candidates(count);
+  std::vector<char> used(rois);
+  for (int64_t i = 0; i < count; ++i) {
+    candidates[i] = candidates_of(chosen[i], score, rois, classes, overlaps, options.merge_threshold);
+    for (const Candidate& candidate : candidates[i]) {
+      used[candidate.roi] = 1;
+    }
+  }
+  std::vector<RunMask> rendered(rois);
+  at::parallel_for(0, rois, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (used[r]) {
+        rendered[r] = render(exact_masks.const_data_ptr<double>() + r * area, edges + 4 * r, options);
+      }
+    }
+  });
+
+  const Tensor voted_boxes = at::zeros({max_detections, 4}, exact_boxes.options());
+  const Tensor voted_masks = at::zeros({max_detections, options.size, options.size}, exact_masks.options());
+  const Tensor voted_scores = at::zeros({max_detections}, exact_scores.options());
+  const Tensor voted_classes = at::full({max_detections}, -1, boxes.options().dtype(at::kLong));
+  auto* box = voted_boxes.data_ptr<double>();
+  auto* mask = voted_masks.data_ptr<double>();
+  std::vector<char> kept(count);
+  at::parallel_for(0, count, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kept[i] = vote(candidates[i], rendered, options, box + 4 * i, mask + i * area);
+    }
+  });
+  int64_t rows = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!kept[i]) {
+      continue;
+    }
+    if (rows < i) {
+      std::copy_n(box + 4 * i, 4, box + 4 * rows);
+      std::copy_n(mask + i * area, area, mask + rows * area);
+    }
+    voted_scores.data_ptr<double>()[rows] = chosen[i].score;
+    voted_classes.data_ptr<int64_t>()[rows] = chosen[i].category;
+    ++rows;
+  }
+  std::fill(box + 4 * rows, box + 4 * max_detections, 0.0);
+  std::fill(mask + rows * area, mask + max_detections * area, 0.0);
+  return {voted_boxes.to(boxes.scalar_type()), voted_scores.to(scores.scalar_type()), voted_classes,
+          voted_masks.to(masks.scalar_type()), at::scalar_tensor(rows, boxes.options().dtype(at::kLong))};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(convmask, CPU, library) { library.impl("mask_voting", mask_voting_cpu); }
+
+}  // namespace convmask
