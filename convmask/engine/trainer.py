@@ -23,6 +23,7 @@ from convmask.checkpoint import Checkpointer
 from convmask.data.loader import build_test_loader, build_train_loader
 from convmask.engine.errors import ConfigError, errors_of_config, without_logged_tracebacks
 from convmask.engine.hooks import EvalHook
+from convmask.engine.lr_factors import apply_lr_factors
 from convmask.engine.lr_schedule import build_lr_scheduler
 from convmask.engine.optimizer import build_optimizer
 from convmask.engine.progress import ProgressBar, on_terminal
@@ -97,8 +98,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`convmask.engine.optimizer.build_optimizer`."""
-        return build_optimizer(cfg, model)
+        """See :func:`convmask.engine.optimizer.build_optimizer`, and ``lr_factors`` for rates of single parameters."""
+        optimizer = build_optimizer(cfg, model)
+        apply_lr_factors(optimizer)
+        return optimizer
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

@@ -62,7 +62,7 @@ class RoiTargets:
 def sample_rois(
     overlaps: torch.Tensor, classes: torch.Tensor, options: SamplingOptions
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Chooses RoIs. Where there are too few to fill up with, there are fewer; the release fails then.
+    """Chooses RoIs. Where there are too few to fill up with, they are repeated; without any there are fewer.
 
     Args:
         overlaps: (K, G) IoU.
@@ -87,7 +87,7 @@ def sample_rois(
         if missing:
             everything = torch.arange(number, device=overlaps.device)
             pool = everything if options.fill_from_all else everything[~torch.isin(everything, positive)]
-            filled = _draw(pool, missing)
+            filled = _draw_repeatedly(pool, missing)
     chosen = torch.cat([positive, background, filled])
     labels = torch.zeros_like(chosen)
     if len(positive):
@@ -225,3 +225,11 @@ def _draw(indices: torch.Tensor, number: int) -> torch.Tensor:
     if len(indices) <= number:
         return indices
     return indices[torch.randperm(len(indices), device=indices.device)[: max(number, 0)]]
+
+
+def _draw_repeatedly(indices: torch.Tensor, number: int) -> torch.Tensor:
+    """``number`` of them, at random, each as often as any other, up to one; none if there are none."""
+    if len(indices) == 0:
+        return indices
+    rounds = [indices] * (number // len(indices))
+    return torch.cat([*rounds, _draw(indices, number % len(indices))])
