@@ -21,8 +21,11 @@ _HINT = (
 
 def _config_of(maps: torch.Tensor, convention: str) -> str:
     """The config of a number of score maps, 2 k k (C + 1) with k = 7."""
-    name = {81: "fcis_R_101_coco_ohem", 21: "fcis_R_101_voc"}.get(len(maps) // 98, "Base-FCIS")
-    return f"configs/FCIS/{name}{'_chainercv' if convention == 'chainercv' and name != 'Base-FCIS' else ''}.yaml"
+    dataset = {81: "coco", 21: "voc"}.get(len(maps) // 98)
+    if dataset is None:
+        return "configs/FCIS/Base-FCIS.yaml"
+    variant = "_chainercv" if convention == "chainercv" else "_ohem" if dataset == "coco" else ""
+    return f"configs/FCIS/fcis_R_101_{dataset}{variant}.yaml"
 
 
 def by_position(maps: torch.Tensor, group_size: int = 7) -> torch.Tensor:
