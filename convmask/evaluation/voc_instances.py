@@ -20,7 +20,6 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_ap
 from detectron2.structures import polygons_to_bitmask
 from detectron2.utils import comm
 
-
 Detection = tuple[Hashable, int, float, Mapping[str, Any]]  # image, class, score, run-length code
 
 METRICS = {"07": True, "area": False}

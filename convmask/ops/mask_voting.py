@@ -163,9 +163,7 @@ def _suppress(
     return [found[i] for i in sorted(order)]
 
 
-def _render(
-    mask: Tensor, box: Tensor, canvas: Tensor, threshold: float, procedure: int
-) -> tuple[slice, slice, Tensor]:
+def _render(mask: Tensor, box: Tensor, canvas: Tensor, threshold: float, procedure: int) -> tuple[slice, slice, Tensor]:
     """The part of the image that a box covers, and the binarised mask there."""
     height, width = canvas.shape
     x1, y1, x2, y2 = (int(value) for value in box.round().nan_to_num(0, 0, 0).tolist())

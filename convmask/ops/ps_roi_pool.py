@@ -10,8 +10,9 @@ Where a RoI begins and ends on the map, in float32 whatever the dtype, with scal
   of the RoI.
 - not rounded (ChainerCV): from s x1 to s x2. The end is outside of the RoI.
 
-Bins divide this range, at least 0.1 cells long, evenly; bin p reads the cells floor(start + p b) to ceil(start + (p + 1)
-b) - 1 that there are. ``torchvision.ops.ps_roi_pool`` differs: it rounds after scaling, and its P is k.
+Bins of length b divide this range, at least 0.1 cells long, evenly; bin p reads the cells from floor(start + p b) to
+ceil(start + (p + 1) b) - 1 that there are. ``torchvision.ops.ps_roi_pool`` differs: it rounds after scaling, and its P
+is k.
 """
 
 from __future__ import annotations
@@ -233,9 +234,7 @@ def _check_backward(gradient: Tensor, rois: Tensor, group_size: int) -> None:
         raise ValueError(f"group_size is {group_size}, not from 1 to the {gradient.shape[2]} bins of gradient")
 
 
-def _fake(
-    maps: Tensor, rois: Tensor, group_size: int, output_size: int, spatial_scale: float, rounded: bool
-) -> Tensor:
+def _fake(maps: Tensor, rois: Tensor, group_size: int, output_size: int, spatial_scale: float, rounded: bool) -> Tensor:
     _check(maps, rois, group_size, output_size)
     return maps.new_empty(rois.shape[0], maps.shape[1] // group_size**2, output_size, output_size)
 

@@ -39,17 +39,16 @@ inline void check_inside_outside_assemble(const Tensor& maps, const Tensor& rois
   TORCH_CHECK(labels->dim() == 1 && labels->size(0) == rois.size(0), "labels must have shape (", rois.size(0),
               ",), not ", labels->sizes());
   TORCH_CHECK(labels->scalar_type() == at::kLong, "labels must be int64, not ", labels->scalar_type());
-  TORCH_CHECK(labels->device() == maps.device(), "labels is on ", labels->device(), ", but maps is on ",
-              maps.device());
+  TORCH_CHECK(labels->device() == maps.device(), "labels is on ", labels->device(), ", but maps is on ", maps.device());
 }
 
 inline void check_inside_outside_assemble_backward(const Tensor& score_gradient, const Tensor& mask_gradient,
                                                    const Tensor& maps, const Tensor& rois, const Tensor& classes,
                                                    int64_t output_size) {
   check_inside_outside_assemble(maps, rois, classes, output_size, 0);
-  TORCH_CHECK(score_gradient.dim() == 2 && score_gradient.size(0) == rois.size(0) &&
-                  score_gradient.size(1) == maps.size(4),
-              "score_gradient must have shape (", rois.size(0), ", ", maps.size(4), "), not ", score_gradient.sizes());
+  TORCH_CHECK(
+      score_gradient.dim() == 2 && score_gradient.size(0) == rois.size(0) && score_gradient.size(1) == maps.size(4),
+      "score_gradient must have shape (", rois.size(0), ", ", maps.size(4), "), not ", score_gradient.sizes());
   TORCH_CHECK(mask_gradient.sizes() == at::IntArrayRef({rois.size(0), 2, output_size, output_size}),
               "mask_gradient must have shape (", rois.size(0), ", 2, ", output_size, ", ", output_size, "), not ",
               mask_gradient.sizes());
@@ -57,9 +56,9 @@ inline void check_inside_outside_assemble_backward(const Tensor& score_gradient,
 
 // Zeros of the shape of maps, in memory (N, H, W, k, k, 2, C).
 inline Tensor zero_gradient(const Tensor& maps, at::ScalarType dtype) {
-  const Tensor dense = at::zeros(
-      {maps.size(0), maps.size(5), maps.size(6), maps.size(1), maps.size(2), maps.size(3), maps.size(4)},
-      maps.options().dtype(dtype));
+  const Tensor dense =
+      at::zeros({maps.size(0), maps.size(5), maps.size(6), maps.size(1), maps.size(2), maps.size(3), maps.size(4)},
+                maps.options().dtype(dtype));
   return dense.permute({0, 3, 4, 5, 6, 1, 2});
 }
 

@@ -134,8 +134,7 @@ CONVMASK_INLINE void sum_cells(const Plane<const scalar_t>& plane, const Cells& 
 
 // Adds to scores[first, first + lanes * count) the larger mean of each bin of one grid cell.
 template <typename scalar_t, int lanes, int count>
-CONVMASK_INLINE void add_scores(const Plane<const scalar_t>& plane, const Runs& runs, int64_t first,
-                                scalar_t* scores) {
+CONVMASK_INLINE void add_scores(const Plane<const scalar_t>& plane, const Runs& runs, int64_t first, scalar_t* scores) {
   using V = Vector<scalar_t, lanes>;
   V sums[count] = {};
   for (const Run& rows : runs.rows) {
@@ -329,8 +328,8 @@ class Tasks {
       const auto count = static_cast<int64_t>(rois_[image].size());
       for (int64_t cell = 0; cell < group * group && count > 0; ++cell) {
         for (int64_t start = 0; start < count; start += most_rois) {
-          tasks_.push_back({image, cell / group, cell % group, rois_[image].data() + start,
-                            std::min(most_rois, count - start)});
+          tasks_.push_back(
+              {image, cell / group, cell % group, rois_[image].data() + start, std::min(most_rois, count - start)});
         }
       }
     }
@@ -442,8 +441,8 @@ AssembleResult inside_outside_assemble_cpu(const Tensor& maps, const Tensor& roi
   const Tasks tasks(table, maps.size(0), maps.size(1), /*most_rois=*/512);
   const Tensor scores = at::empty({rois.size(0), maps.size(4)}, wide.options());
   const Tensor masks = at::empty({rois.size(0), 2, output_size, output_size}, wide.options());
-  const Tensor classes = labels ? labels->clone(at::MemoryFormat::Contiguous)
-                                : at::empty({rois.size(0)}, rois.options().dtype(at::kLong));
+  const Tensor classes =
+      labels ? labels->clone(at::MemoryFormat::Contiguous) : at::empty({rois.size(0)}, rois.options().dtype(at::kLong));
   AT_DISPATCH_FLOATING_TYPES(wide.scalar_type(), "inside_outside_assemble", [&] {
     const Maps<scalar_t> by_cell(wide);
     assemble_scores(by_cell, table, tasks, output_size, scores.data_ptr<scalar_t>());

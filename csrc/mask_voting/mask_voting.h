@@ -1,9 +1,11 @@
-// Mask voting of FCIS (Li et al., arXiv 1611.07709, section 3). The rules, in words, are in convmask/ops/mask_voting.py.
+// Mask voting of FCIS (Li et al., arXiv 1611.07709, section 3). The rules, in words, are in
+// convmask/ops/mask_voting.py.
 //
 //   masks  (R, S, S)  inside probabilities      float16, bfloat16, float32, float64
 //   boxes  (R, 4)     x1, y1, x2, y2 in pixels  likewise
 //   scores (R, C)     class 0 is background     likewise
-// -> boxes (M, 4), scores (M,), classes (M,) int64, masks (M, S, S), M being max_detections; rows from count () int64 on
+// -> boxes (M, 4), scores (M,), classes (M,) int64, masks (M, S, S), M being max_detections; rows from count () int64
+// on
 //    are 0, their class -1
 //
 // All computation is in float64. Deterministic on both devices; neither kernel synchronises host and device.

@@ -41,22 +41,9 @@ struct RunMask {
   int32_t bottom() const { return top + std::max<int32_t>(static_cast<int32_t>(first.size()) - 1, 0); }
 };
 
-// IoU of all pairs of boxes, computed once and used for every class.
-std::vector<double> all_overlaps(const std::vector<double>& boxes, int64_t count) {
-  std::vector<double> overlaps(count * count);
-  at::parallel_for(0, count, /*grain_size=*/16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < count; ++j) {
-        overlaps[i * count + j] = overlap(&boxes[4 * i], &boxes[4 * j]);
-      }
-    }
-  });
-  return overlaps;
-}
-
 // The RoIs that NMS keeps for one class, by score. Those below the least score suppress none above it.
 std::vector<Chosen> suppress(const double* scores, int64_t rois, int64_t classes, int64_t category,
-                             const std::vector<double>& overlaps, const VotingOptions& options) {
+                             const std::vector<double>& boxes, const VotingOptions& options) {
   std::vector<Chosen> open;
   for (int64_t r = 0; r < rois; ++r) {
     const double score = scores[r * classes + category];
@@ -68,7 +55,7 @@ std::vector<Chosen> suppress(const double* scores, int64_t rois, int64_t classes
   std::vector<Chosen> kept;
   for (const Chosen& next : open) {
     const auto covers = [&](const Chosen& one) {
-      return overlaps[one.roi * rois + next.roi] > options.nms_threshold;
+      return overlap(&boxes[4 * one.roi], &boxes[4 * next.roi]) > options.nms_threshold;
     };
     if (std::none_of(kept.begin(), kept.end(), covers)) {
       kept.push_back(next);
@@ -80,12 +67,12 @@ std::vector<Chosen> suppress(const double* scores, int64_t rois, int64_t classes
   return kept;
 }
 
-std::vector<Chosen> choose(const double* scores, int64_t rois, int64_t classes, const std::vector<double>& overlaps,
+std::vector<Chosen> choose(const double* scores, int64_t rois, int64_t classes, const std::vector<double>& boxes,
                            const VotingOptions& options) {
   std::vector<std::vector<Chosen>> by_class(std::max<int64_t>(classes - 1, 0));
   at::parallel_for(1, std::max<int64_t>(classes, 1), /*grain_size=*/4, [&](int64_t begin, int64_t end) {
     for (int64_t category = begin; category < end; ++category) {
-      by_class[category - 1] = suppress(scores, rois, classes, category, overlaps, options);
+      by_class[category - 1] = suppress(scores, rois, classes, category, boxes, options);
     }
   });
   std::vector<Chosen> all;
@@ -277,15 +264,15 @@ void resize(Canvas& canvas, const PixelBox& extent, const VotingOptions& options
   const double across = static_cast<double>(extent.right - extent.left + 1) / size;
   std::vector<double> rows[2];
   for (int32_t i = 0; i < size; ++i) {
-    const Sample vertical = sample_at(i, down, extent.top, outside ? 0 : extent.top,
-                                      outside ? options.height - 1 : extent.bottom);
+    const Sample vertical =
+        sample_at(i, down, extent.top, outside ? 0 : extent.top, outside ? options.height - 1 : extent.bottom);
     const double* values = canvas.row(vertical.before);
     rows[0].assign(values, values + options.width);
     values = canvas.row(vertical.after);
     rows[1].assign(values, values + options.width);
     for (int32_t j = 0; j < size; ++j) {
-      const Sample horizontal = sample_at(j, across, extent.left, outside ? 0 : extent.left,
-                                          outside ? options.width - 1 : extent.right);
+      const Sample horizontal =
+          sample_at(j, across, extent.left, outside ? 0 : extent.left, outside ? options.width - 1 : extent.right);
       const double before = mix(rows[0][horizontal.before], rows[1][horizontal.before], vertical.share);
       const double after = mix(rows[0][horizontal.after], rows[1][horizontal.after], vertical.share);
       mask[i * size + j] = mix(before, after, horizontal.share);
@@ -294,11 +281,11 @@ void resize(Canvas& canvas, const PixelBox& extent, const VotingOptions& options
 }
 
 std::vector<Candidate> candidates_of(const Chosen& chosen, const double* scores, int64_t rois, int64_t classes,
-                                     const std::vector<double>& overlaps, double threshold) {
+                                     const std::vector<double>& boxes, double threshold) {
   std::vector<Candidate> candidates;
   double sum = 0;
   for (int64_t r = 0; r < rois; ++r) {
-    if (overlaps[chosen.roi * rois + r] >= threshold) {
+    if (overlap(&boxes[4 * chosen.roi], &boxes[4 * r]) >= threshold) {
       candidates.push_back({r, scores[r * classes + chosen.category]});
       sum += candidates.back().weight;
     }
@@ -346,14 +333,13 @@ MaskVotingResult mask_voting_cpu(const Tensor& masks, const Tensor& boxes, const
     extended[4 * r + 2] += 1;
     extended[4 * r + 3] += 1;
   }
-  const std::vector<double> overlaps = all_overlaps(extended, rois);
-  const std::vector<Chosen> chosen = choose(score, rois, classes, overlaps, options);
+  const std::vector<Chosen> chosen = choose(score, rois, classes, extended, options);
   const auto count = static_cast<int64_t>(chosen.size());
 
   std::vector<std::vector<Candidate>> candidates(count);
   std::vector<char> used(rois);
   for (int64_t i = 0; i < count; ++i) {
-    candidates[i] = candidates_of(chosen[i], score, rois, classes, overlaps, options.merge_threshold);
+    candidates[i] = candidates_of(chosen[i], score, rois, classes, extended, options.merge_threshold);
     for (const Candidate& candidate : candidates[i]) {
       used[candidate.roi] = 1;
     }

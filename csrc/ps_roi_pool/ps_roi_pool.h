@@ -90,9 +90,8 @@ inline void check_ps_roi_pool(const Tensor& maps, const Tensor& rois, int64_t gr
 }
 
 inline void check_ps_roi_pool_backward(const Tensor& gradient, const Tensor& rois, int64_t group_size) {
-  TORCH_CHECK(
-      gradient.dim() == 4 && gradient.size(0) == rois.size(0) && gradient.size(2) == gradient.size(3),
-      "gradient must have shape (", rois.size(0), ", D, P, P), not ", gradient.sizes());
+  TORCH_CHECK(gradient.dim() == 4 && gradient.size(0) == rois.size(0) && gradient.size(2) == gradient.size(3),
+              "gradient must have shape (", rois.size(0), ", D, P, P), not ", gradient.sizes());
   TORCH_CHECK(at::isFloatingType(gradient.scalar_type()), "gradient must be floating, not ", gradient.scalar_type());
   check_rois(rois, gradient, "gradient");
   TORCH_CHECK(group_size >= 1 && gradient.size(2) >= group_size, "group_size is ", group_size, ", not from 1 to the ",

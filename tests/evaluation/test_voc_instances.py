@@ -130,6 +130,7 @@ def test_equals_a_plain_computation(found: list[tuple[str, int, int, int]], thre
         precision.append(hits / number)
         recall.append(hits / 3)
     area = sum(
-        max((p for p, r in zip(precision, recall, strict=True) if r >= level), default=0) / 3 for level in (1 / 3, 2 / 3, 1)
+        max((p for p, r in zip(precision, recall, strict=True) if r >= level), default=0) / 3
+        for level in (1 / 3, 2 / 3, 1)
     )
     assert actual == pytest.approx(area)

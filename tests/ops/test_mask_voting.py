@@ -114,7 +114,9 @@ def test_equals_the_reference(
 @pytest.mark.parametrize("procedure", ["cpu", "gpu"])
 @pytest.mark.parametrize("case", ["three_objects", "capped", "empty_result", "borders", "one_class"])
 def test_golden(golden: Golden, case: str, procedure: str) -> None:
-    record = {k.removeprefix(f"vote/{case}/"): v for k, v in golden("fcis_ops").items() if k.startswith(f"vote/{case}/")}
+    record = {
+        k.removeprefix(f"vote/{case}/"): v for k, v in golden("fcis_ops").items() if k.startswith(f"vote/{case}/")
+    }
     options = json.loads(str(record["params"]))
     masks, boxes, scores = (torch.from_numpy(record[key]) for key in ("masks", "boxes", "scores"))
     found = mask_voting(

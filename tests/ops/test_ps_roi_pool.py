@@ -131,7 +131,7 @@ class TestPSRoIPoolBackward(OperatorTester):
 
 def pool_one_by_one(maps: np.ndarray, rois: np.ndarray, group: int, size: int, scale: float) -> np.ndarray:
     """The release's rule with loops; the RoI's arithmetic in float32."""
-    images, channels, height, width = maps.shape
+    channels, height, width = maps.shape[1:]
     result = np.zeros((len(rois), channels // group**2, size, size))
     for r, (image, *edges) in enumerate(rois.astype(np.float32)):
         half_away = [math.copysign(math.floor(abs(e) + 0.5), e) for e in edges]

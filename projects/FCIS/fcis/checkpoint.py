@@ -30,8 +30,8 @@ def _config_of(maps: torch.Tensor, convention: str) -> str:
 
 def by_position(maps: torch.Tensor, group_size: int = 7) -> torch.Tensor:
     """Score maps' channels from (class, outside/inside, row, column) to (row, column, outside/inside, class)."""
-    return maps.unflatten(0, (-1, 2, group_size, group_size)).permute(2, 3, 1, 0, *range(4, maps.dim() + 3)).flatten(
-        0, 3
+    return (
+        maps.unflatten(0, (-1, 2, group_size, group_size)).permute(2, 3, 1, 0, *range(4, maps.dim() + 3)).flatten(0, 3)
     )
 
 

@@ -92,7 +92,7 @@ class PositionSensitiveHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)
         for parameter in self.reduction.parameters():
-            parameter.lr_factor = lr_factor  # type: ignore[attr-defined]
+            parameter.lr_factor = lr_factor
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:

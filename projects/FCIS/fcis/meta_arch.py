@@ -11,8 +11,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 
+from .augmentation import AugmentationOptions, augmented_predictions
 from .inference import RoiPredictions, detect, drop_small, paste, rescale
-from .test_augmentation import AugmentationOptions, augmented_predictions
 
 Size = tuple[int, int]
 
@@ -103,9 +103,7 @@ class FCIS(GeneralizedRCNN):
         proposals, _ = self.proposal_generator(images, features, None)
         maps = [heads.head(features[name]) for name in heads.in_features]
         results = []
-        for inputs, size, found in zip(
-            batched_inputs, images.image_sizes, heads.predict(maps, proposals), strict=True
-        ):
+        for inputs, size, found in zip(batched_inputs, images.image_sizes, heads.predict(maps, proposals), strict=True):
             found = drop_small(found, heads.inference_options.min_size, heads.convention)
             found = replace(found, boxes=found.boxes.float())
             results.append(rescale(found, (int(size[0]), int(size[1])), _output_size(inputs), heads.convention))

@@ -201,7 +201,7 @@ class FCISROIHeads(ROIHeads):
         """
         index = [box.new_full((len(box), 1), number) for number, box in enumerate(boxes)]
         rois = torch.cat([torch.cat(pair, dim=1) for pair in zip(index, boxes, strict=True)]).detach()
-        options = {"rounded": self.convention.rounded, "first_class": self.convention.first_mask_class}
+        options: dict[str, Any] = {"rounded": self.convention.rounded, "first_class": self.convention.first_mask_class}
         if len(maps) == 1:
             return self.head.read(maps[0], rois, labels, spatial_scale=1 / self.strides[0], **options)
         levels = self._levels(rois[:, 1:])

@@ -111,8 +111,7 @@ class FCISRPN(RPN):
         levels = [features[name] for name in self.in_features]
         anchors = [level.tensor for level in self.anchor_generator(levels)]
         scores, deltas = (
-            [_by_anchor(x, parts) for x in maps]
-            for maps, parts in zip(self.rpn_head(levels), (2, 4), strict=True)
+            [_by_anchor(x, parts) for x in maps] for maps, parts in zip(self.rpn_head(levels), (2, 4), strict=True)
         )
         losses = {}
         if self.training:

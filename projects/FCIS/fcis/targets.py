@@ -1,6 +1,7 @@
 """Which RoIs are trained on, and what they learn.
 
-Shapes: K candidate RoIs of one image, M of them trained on, G objects, masks of P x P bins. Boxes are by the convention.
+Shapes: K candidate RoIs of one image, M of them trained on, G objects, masks of P x P bins. Boxes are by the
+convention.
 """
 
 from __future__ import annotations

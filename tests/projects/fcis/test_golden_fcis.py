@@ -238,7 +238,11 @@ def check_gradients(model: nn.Module, record: Record, mode: str) -> None:
     norms = json.loads(str(record[f"grad_norms/{mode}"]))
     heads, rpn = "roi_heads.head", "proposal_generator.rpn_head"
     pairs = {f"{rpn}.conv": "rpn_conv_3x3", f"{rpn}.scores": "rpn_cls_score", f"{rpn}.deltas": "rpn_bbox_pred"}
-    pairs |= {f"{heads}.reduction": "conv_new_1", f"{heads}.score_maps": "fcis_cls_seg", f"{heads}.box_maps": "fcis_bbox"}
+    pairs |= {
+        f"{heads}.reduction": "conv_new_1",
+        f"{heads}.score_maps": "fcis_cls_seg",
+        f"{heads}.box_maps": "fcis_bbox",
+    }
     for number, letter in enumerate("abc"):
         pairs[f"backbone.res5.{number}.conv2"] = f"res5{letter}_branch2b"
     pairs |= {"backbone.stem.conv1": "conv1", "backbone.res3.0.shortcut": "res3a_branch1"}

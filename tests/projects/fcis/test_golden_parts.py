@@ -33,7 +33,11 @@ def record(golden: Callable[[str], Record]) -> Record:
 
 def part(record: Record, name: str) -> dict[str, torch.Tensor]:
     prefix = f"{name}/"
-    return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in record.items() if k.startswith(prefix) and v.dtype.kind != "U"}
+    return {
+        k.removeprefix(prefix): torch.from_numpy(v)
+        for k, v in record.items()
+        if k.startswith(prefix) and v.dtype.kind != "U"
+    }
 
 
 def attributes(record: Record, name: str) -> dict:
@@ -107,7 +111,9 @@ def test_anchor_targets(record: Record, case: str) -> None:
     of, options = part(record, f"rpn_target/{case}"), attributes(record, f"rpn_target/{case}")
     changes = options["cfg_overrides"]
     size = tuple(of["im_info"][:2].int().tolist())
-    anchors = grid(cell_anchors(16, [16 * s for s in options["scales"]], options["ratios"]), tuple(of["feat_hw"].tolist()))
+    anchors = grid(
+        cell_anchors(16, [16 * s for s in options["scales"]], options["ratios"]), tuple(of["feat_hw"].tolist())
+    )
     thresholds = 0.3, changes.get("RPN_POSITIVE_OVERLAP", 0.7)
     truth = of["gt_boxes"][:, :4].float()
     labels, matched = match_anchors(anchors, truth, size, thresholds=thresholds)

@@ -75,4 +75,3 @@ def unflip(predictions: RoiPredictions, width: int, offset: int) -> RoiPredictio
     last = width - offset
     boxes = torch.stack([last - x2, y1, last - x1, y2], dim=1)
     return RoiPredictions(boxes, predictions.probabilities, predictions.masks.flip(2))
-
