@@ -34,6 +34,8 @@ from convmask.ops._registration import register_operator
 Procedure = Literal["gpu", "cpu", "chainercv"]
 PROCEDURES: tuple[str, ...] = get_args(Procedure)
 _GPU, _CPU, _CHAINERCV = range(3)
+# How far below the threshold a sum of rounded weights may be whose exact value reaches it.
+ROUNDING = 1e-12
 
 _SCHEMA = (
     "mask_voting(Tensor masks, Tensor boxes, Tensor scores, int height, int width, float nms_threshold, "
@@ -138,7 +140,7 @@ def mask_voting_reference(
                 rendered[candidate] = _render(masks[candidate].double(), box, canvas, binary_threshold, procedure)
             y, x, binary = rendered[candidate]
             canvas[y, x] += weight * binary
-        box = _extent(canvas >= binary_threshold, procedure)
+        box = _extent(canvas >= binary_threshold - ROUNDING, procedure)
         if box is None:
             continue
         end = 1 if procedure == _CHAINERCV else 0

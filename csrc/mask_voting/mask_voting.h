@@ -31,6 +31,9 @@ using at::Tensor;
 // As PROCEDURES in Python.
 enum Procedure : int64_t { kGpu, kCpu, kChainercv };
 
+// How far below the threshold a sum of rounded weights may be whose exact value reaches it.
+constexpr double kRounding = 1e-12;
+
 struct VotingOptions {
   int32_t height, width;  // of the image
   int32_t size;           // S

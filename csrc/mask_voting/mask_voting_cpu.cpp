@@ -8,10 +8,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <vector>
 
 #include "mask_voting.h"
+
+// The inner loop is compiled for several processors, of which the loader takes the best.
+#if defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+#define CONVMASK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CONVMASK_CLONES
+#endif
 
 namespace convmask {
 namespace {
@@ -41,57 +47,43 @@ struct RunMask {
   int32_t bottom() const { return top + std::max<int32_t>(static_cast<int32_t>(first.size()) - 1, 0); }
 };
 
-// The RoIs that NMS keeps for one class, by score. Those below the least score suppress none above it.
-std::vector<Chosen> suppress(const double* scores, int64_t rois, int64_t classes, int64_t category,
-                             const std::vector<double>& boxes, const VotingOptions& options) {
+// The results, by class and then by score. NMS decides about a RoI by those of its class with higher scores alone, so
+// all classes go on together, the highest score first, until there are enough results.
+std::vector<Chosen> choose(const double* scores, int64_t rois, int64_t classes, const std::vector<double>& boxes,
+                           const VotingOptions& options) {
   std::vector<Chosen> open;
   for (int64_t r = 0; r < rois; ++r) {
-    const double score = scores[r * classes + category];
-    if (score >= options.score_threshold) {
-      open.push_back({r, category, score});
-    }
-  }
-  std::stable_sort(open.begin(), open.end(), [](const Chosen& a, const Chosen& b) { return a.score > b.score; });
-  std::vector<Chosen> kept;
-  for (const Chosen& next : open) {
-    const auto covers = [&](const Chosen& one) {
-      return overlap(&boxes[4 * one.roi], &boxes[4 * next.roi]) > options.nms_threshold;
-    };
-    if (std::none_of(kept.begin(), kept.end(), covers)) {
-      kept.push_back(next);
-      if (static_cast<int64_t>(kept.size()) == options.max_detections) {
-        break;
+    for (int64_t category = 1; category < classes; ++category) {
+      const double score = scores[r * classes + category];
+      if (score >= options.score_threshold) {
+        open.push_back({r, category, score});
       }
     }
   }
-  return kept;
-}
-
-std::vector<Chosen> choose(const double* scores, int64_t rois, int64_t classes, const std::vector<double>& boxes,
-                           const VotingOptions& options) {
-  std::vector<std::vector<Chosen>> by_class(std::max<int64_t>(classes - 1, 0));
-  at::parallel_for(1, std::max<int64_t>(classes, 1), /*grain_size=*/4, [&](int64_t begin, int64_t end) {
-    for (int64_t category = begin; category < end; ++category) {
-      by_class[category - 1] = suppress(scores, rois, classes, category, boxes, options);
+  const auto is_later = [](const Chosen& a, const Chosen& b) {
+    return a.score != b.score ? a.score < b.score : a.category != b.category ? a.category > b.category : a.roi > b.roi;
+  };
+  std::make_heap(open.begin(), open.end(), is_later);
+  std::vector<std::vector<Chosen>> kept(std::max<int64_t>(classes, 1));
+  int64_t count = 0;
+  while (!open.empty() && count < options.max_detections) {
+    std::pop_heap(open.begin(), open.end(), is_later);
+    const Chosen next = open.back();
+    open.pop_back();
+    const auto covers = [&](const Chosen& one) {
+      return overlap(&boxes[4 * one.roi], &boxes[4 * next.roi]) > options.nms_threshold;
+    };
+    std::vector<Chosen>& mine = kept[next.category];
+    if (std::none_of(mine.begin(), mine.end(), covers)) {
+      mine.push_back(next);
+      ++count;
     }
-  });
+  }
   std::vector<Chosen> all;
-  for (const auto& some : by_class) {
+  for (const auto& some : kept) {
     all.insert(all.end(), some.begin(), some.end());
   }
-  if (static_cast<int64_t>(all.size()) <= options.max_detections) {
-    return all;
-  }
-  std::vector<int64_t> order(all.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return all[a].score > all[b].score; });
-  order.resize(options.max_detections);
-  std::sort(order.begin(), order.end());
-  std::vector<Chosen> best;
-  for (const int64_t index : order) {
-    best.push_back(all[index]);
-  }
-  return best;
+  return all;
 }
 
 // The columns of a box: where each samples the mask, and the first column of each interval between two mask cells.
@@ -115,50 +107,57 @@ Columns columns_of(int32_t width, int32_t size) {
   return columns;
 }
 
-// Appends the runs of one row of a box to `runs`, moved by `left` and cut at the image's sides.
-void find_runs(const double* line, const Columns& columns, int32_t left, const VotingOptions& options,
-               std::vector<Run>& runs) {
-  const size_t before = runs.size();
-  const auto append = [&](int32_t begin, int32_t end) {
+// The cells of a row mixed from two, and in `above` a bit for each of them, 64 in a word, that reaches the threshold.
+CONVMASK_CLONES void mix_rows(const double* a, const double* b, double share, int32_t size, double threshold,
+                              double* line, uint64_t* above) {
+  for (int32_t x = 0; x < size; ++x) {
+    line[x] = mix(a[x], b[x], share);
+  }
+  for (int32_t first = 0; first < size; first += 64) {
+    uint64_t bits = 0;
+    for (int32_t x = first; x < std::min(first + 64, size); ++x) {
+      bits |= static_cast<uint64_t>(line[x] >= threshold) << (x - first);
+    }
+    above[first / 64] = bits;
+  }
+}
+
+// Appends the runs of one row of a box to `runs`, moved by `left` and cut at the image's sides. Only between two mask
+// cells of which one reaches the threshold is there a border; it is found by halving, since the values rise or fall.
+void find_runs(const double* line, const uint64_t* above, const Columns& columns, int32_t left,
+               const VotingOptions& options, std::vector<Run>& runs) {
+  const auto close = [&](int32_t begin, int32_t end) {
     begin = std::max(begin + left, 0);
     end = std::min(end + left, options.width);
-    if (begin >= end) {
-      return;
-    }
-    if (runs.size() > before && runs.back().end == begin) {
-      runs.back().end = end;
-    } else {
+    if (begin < end) {
       runs.push_back({begin, end});
     }
   };
-  for (int32_t cell = 0; cell < options.size; ++cell) {
-    const int32_t begin = columns.starts[cell], end = columns.starts[cell + 1];
-    if (begin == end) {
+  const auto reaches = [&](int32_t cell) { return above[cell / 64] >> (cell % 64) & 1; };
+  bool inside = reaches(0);
+  int32_t begin = 0;
+  for (int32_t cell = 0; cell + 1 < options.size; ++cell) {
+    if (reaches(cell + 1) == inside) {
       continue;
     }
-    const double a = line[cell], b = line[std::min(cell + 1, options.size - 1)];
-    const bool first = a >= options.binary_threshold, last = b >= options.binary_threshold;
-    if (first == last) {
-      if (first) {
-        append(begin, end);
-      }
-      continue;
-    }
-    // Between two cells the values rise or fall: the border is found by halving.
-    int32_t low = begin, high = end;
+    int32_t low = columns.starts[cell], high = columns.starts[cell + 1];
     while (low < high) {
       const int32_t middle = low + (high - low) / 2;
-      if ((mix(a, b, columns.samples[middle].share) >= options.binary_threshold) == first) {
+      const double value = mix(line[cell], line[cell + 1], columns.samples[middle].share);
+      if ((value >= options.binary_threshold) == inside) {
         low = middle + 1;
       } else {
         high = middle;
       }
     }
-    if (first) {
-      append(begin, low);
-    } else {
-      append(low, end);
+    if (inside) {
+      close(begin, low);
     }
+    begin = low;
+    inside = !inside;
+  }
+  if (inside) {
+    close(begin, static_cast<int32_t>(columns.samples.size()));
   }
 }
 
@@ -175,30 +174,32 @@ RunMask render(const double* mask, const double* box, const VotingOptions& optio
   const Columns columns = columns_of(place.right - place.left, size);
   const double step = static_cast<double>(size) / (place.bottom - place.top);
   std::vector<double> line(size);
+  std::vector<uint64_t> above((size + 63) / 64);
   result.top = top;
+  result.runs.reserve(bottom - top);
   result.first.reserve(bottom - top + 1);
   for (int32_t y = top; y < bottom; ++y) {
     result.first.push_back(static_cast<int32_t>(result.runs.size()));
     const Sample row = sample_at(y - place.top, step, 0, 0, last);
-    for (int32_t x = 0; x < size; ++x) {
-      line[x] = mix(mask[row.before * size + x], mask[row.after * size + x], row.share);
-    }
-    find_runs(line.data(), columns, place.left, options, result.runs);
+    mix_rows(mask + row.before * size, mask + row.after * size, row.share, size, options.binary_threshold, line.data(),
+             above.data());
+    find_runs(line.data(), above.data(), columns, place.left, options, result.runs);
   }
   result.first.push_back(static_cast<int32_t>(result.runs.size()));
   return result;
 }
 
-// The weighted sum of the candidates' binarised masks, a row at a time.
+// The weighted sum of the candidates' binarised masks, a row at a time, as the sum of the steps at the ends of runs.
 class Canvas {
  public:
   Canvas(const std::vector<Candidate>& candidates, const std::vector<RunMask>& masks, int32_t width)
-      : candidates_(candidates), masks_(masks), row_(width) {
+      : steps_(width + 1), row_(width) {
     for (const Candidate& candidate : candidates) {
       const RunMask& mask = masks[candidate.roi];
       if (mask.first.empty()) {
         continue;
       }
+      members_.push_back({&mask, candidate.weight});
       top = std::min(top, mask.top);
       bottom = std::max(bottom, mask.bottom());
       left = std::min(left, mask.left);
@@ -207,28 +208,64 @@ class Canvas {
     left = std::min(left, right);
   }
 
-  // Values at [left, right); all others are 0.
+  // Values of row y at [left, right); all others are 0.
   const double* row(int32_t y) {
-    std::fill(row_.begin() + left, row_.begin() + right, 0.0);
-    for (const Candidate& candidate : candidates_) {
-      const RunMask& mask = masks_[candidate.roi];
-      if (y < mask.top || y >= mask.bottom()) {
-        continue;
-      }
-      for (int32_t i = mask.first[y - mask.top]; i < mask.first[y - mask.top + 1]; ++i) {
-        for (int32_t x = mask.runs[i].begin; x < mask.runs[i].end; ++x) {
-          row_[x] += candidate.weight;
-        }
+    add_steps(y);
+    double sum = 0;
+    for (int32_t x = left; x < right; ++x) {
+      sum += steps_[x];
+      steps_[x] = 0;
+      row_[x] = sum;
+    }
+    steps_[right] = 0;
+    return row_.data();
+  }
+
+  // The first and the last pixel of row y from the threshold on, each searched from its side; false if there are none.
+  bool find(int32_t y, double threshold, int32_t& first, int32_t& last) {
+    add_steps(y);
+    double sum = 0;
+    for (first = left; first < right; ++first) {
+      sum += steps_[first];
+      if (sum >= threshold) {
+        break;
       }
     }
-    return row_.data();
+    sum = 0;
+    for (last = right - 1; last >= first; --last) {
+      sum -= steps_[last + 1];
+      if (sum >= threshold) {
+        break;
+      }
+    }
+    std::fill(steps_.begin() + left, steps_.begin() + right + 1, 0.0);
+    return first <= last;
   }
 
   int32_t top = INT32_MAX, bottom = 0, left = INT32_MAX, right = 0;
 
  private:
-  const std::vector<Candidate>& candidates_;
-  const std::vector<RunMask>& masks_;
+  struct Member {
+    const RunMask* mask;
+    double weight;
+  };
+
+  void add_steps(int32_t y) {
+    for (const Member& member : members_) {
+      const RunMask& mask = *member.mask;
+      if (y < mask.top || y >= mask.bottom()) {
+        continue;
+      }
+      const int32_t* first = &mask.first[y - mask.top];
+      for (int32_t i = first[0]; i < first[1]; ++i) {
+        steps_[mask.runs[i].begin] += member.weight;
+        steps_[mask.runs[i].end] -= member.weight;
+      }
+    }
+  }
+
+  std::vector<Member> members_;
+  std::vector<double> steps_;  // 0 between calls
   std::vector<double> row_;
 };
 
@@ -236,22 +273,13 @@ class Canvas {
 bool find_extent(Canvas& canvas, double threshold, PixelBox& extent) {
   extent = {INT32_MAX, INT32_MAX, -1, -1};
   for (int32_t y = canvas.top; y < canvas.bottom; ++y) {
-    const double* row = canvas.row(y);
-    int32_t x = canvas.left;
-    while (x < canvas.right && row[x] < threshold) {
-      ++x;
+    int32_t first, last;
+    if (canvas.find(y, threshold - kRounding, first, last)) {
+      extent.left = std::min(extent.left, first);
+      extent.right = std::max(extent.right, last);
+      extent.top = std::min(extent.top, y);
+      extent.bottom = y;
     }
-    if (x == canvas.right) {
-      continue;
-    }
-    int32_t last = canvas.right - 1;
-    while (row[last] < threshold) {
-      --last;
-    }
-    extent.left = std::min(extent.left, x);
-    extent.right = std::max(extent.right, last);
-    extent.top = std::min(extent.top, y);
-    extent.bottom = y;
   }
   return extent.right >= 0;
 }
@@ -262,20 +290,37 @@ void resize(Canvas& canvas, const PixelBox& extent, const VotingOptions& options
   const int32_t size = options.size;
   const double down = static_cast<double>(extent.bottom - extent.top + 1) / size;
   const double across = static_cast<double>(extent.right - extent.left + 1) / size;
-  std::vector<double> rows[2];
+  std::vector<Sample> columns(size);
+  for (int32_t j = 0; j < size; ++j) {
+    columns[j] =
+        sample_at(j, across, extent.left, outside ? 0 : extent.left, outside ? options.width - 1 : extent.right);
+  }
+  // Resized along x, a row that is looked at twice only once.
+  int32_t known[2] = {-1, -1};
+  std::vector<double> lines[2] = {std::vector<double>(size), std::vector<double>(size)};
+  const auto line_of = [&](int32_t y, int slot) {
+    if (known[slot] != y && known[1 - slot] == y) {
+      std::swap(lines[0], lines[1]);
+      std::swap(known[0], known[1]);
+    }
+    if (known[slot] != y) {
+      const double* values = canvas.row(y);
+      for (int32_t j = 0; j < size; ++j) {
+        lines[slot][j] = mix(values[columns[j].before], values[columns[j].after], columns[j].share);
+      }
+      known[slot] = y;
+    }
+  };
   for (int32_t i = 0; i < size; ++i) {
     const Sample vertical =
         sample_at(i, down, extent.top, outside ? 0 : extent.top, outside ? options.height - 1 : extent.bottom);
-    const double* values = canvas.row(vertical.before);
-    rows[0].assign(values, values + options.width);
-    values = canvas.row(vertical.after);
-    rows[1].assign(values, values + options.width);
+    line_of(vertical.before, 0);
+    const bool same = vertical.after == vertical.before;
+    if (!same) {
+      line_of(vertical.after, 1);
+    }
     for (int32_t j = 0; j < size; ++j) {
-      const Sample horizontal =
-          sample_at(j, across, extent.left, outside ? 0 : extent.left, outside ? options.width - 1 : extent.right);
-      const double before = mix(rows[0][horizontal.before], rows[1][horizontal.before], vertical.share);
-      const double after = mix(rows[0][horizontal.after], rows[1][horizontal.after], vertical.share);
-      mask[i * size + j] = mix(before, after, horizontal.share);
+      mask[i * size + j] = mix(lines[0][j], lines[same ? 0 : 1][j], vertical.share);
     }
   }
 }

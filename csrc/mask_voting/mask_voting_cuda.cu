@@ -135,7 +135,7 @@ __global__ void vote(const double* masks, const double* edges, const double* box
     const int64_t pixels = static_cast<int64_t>(width) * max(area[3] - area[1], 0);
     for (int64_t i = threadIdx.x; i < pixels; i += blockDim.x) {
       const int32_t x = area[0] + static_cast<int32_t>(i % width), y = area[1] + static_cast<int32_t>(i / width);
-      if (canvas_at(x, y, candidates, masks, edges, options) >= options.binary_threshold) {
+      if (canvas_at(x, y, candidates, masks, edges, options) >= options.binary_threshold - kRounding) {
         atomicMin(&extent[0], x);
         atomicMin(&extent[1], y);
         atomicMax(&extent[2], x);
