@@ -130,7 +130,9 @@ def main() -> None:
     assert [tuple(box) for box in found[0].int().tolist()] == [tuple(map(int, box)) for box, *_ in expected]
     np.testing.assert_allclose(found[3], [mask for *_, mask in expected], atol=1e-4)
 
-    print(f"{args.rois} RoIs around {args.objects} objects, {args.classes} classes, {args.height} x {args.width} pixels,")
+    print(
+        f"{args.rois} RoIs around {args.objects} objects, {args.classes} classes, {args.height} x {args.width} pixels,"
+    )
     print(f"{len(expected)} results; medians of {args.repeats} in milliseconds")
     print(f"{processor()}; torch {torch.__version__}; {extension_status()[1]}\n")
     print("| threads | numpy and OpenCV | mask_voting | ratio |")

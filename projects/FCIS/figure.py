@@ -89,8 +89,8 @@ def draw(drawing: Drawing, stride: int, path: str) -> None:
         slice(max(int((y1 - margin) / stride), 0), min(int((y2 + margin) / stride) + 2, height)),
         slice(max(int((x1 - margin) / stride), 0), min(int((x2 + margin) / stride) + 2, width)),
     )
-    limit = float(np.abs(drawing.maps[..., window[0], window[1]]).max())
-    figure = pyplot.figure(figsize=(17, 6), layout="constrained")
+    limit = float(np.quantile(np.abs(drawing.logits), 0.9))  # the largest values are saturated
+    figure = pyplot.figure(figsize=(16, 5), layout="constrained")
     parts = figure.subfigures(1, 4, width_ratios=[1, 1.3, 1.3, 1])
     axes = parts[0].subplots()
     axes.imshow(drawing.image)
