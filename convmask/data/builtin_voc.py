@@ -57,7 +57,7 @@ def register_voc(voc_root: str, sbd_root: str, name_format: str = "{}") -> None:
 def _register(name: str, load: Callable[[], list[dict[str, Any]]], image_root: str) -> None:
     categories = thing_categories({"id": index, "name": voc} for index, voc in enumerate(VOC_CLASSES, start=1))
     values = {key: value for key, value in categories.metadata().items() if not key.startswith("stuff")}
-    lazy.register(name, load, None, evaluator_type="coco", image_root=image_root, **values)
+    lazy.register(name, load, None, evaluator_type="convmask_voc_instances", image_root=image_root, **values)
 
 
 def _load_voc(root: str, list_file: str) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from convmask.data.loader import build_test_loader, build_train_loader
 from convmask.engine.ema import AverageHook, ModelAverage
 from convmask.engine.errors import ConfigError, errors_of_config, user_errors, without_logged_tracebacks
 from convmask.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter, PreciseBN, RandomStates
+from convmask.engine.lr_factors import apply_lr_factors
 from convmask.engine.lr_schedule import build_lr_scheduler
 from convmask.engine.model_options import distribute, prepare_model, training_precision
 from convmask.engine.optimizer import build_optimizer, scale_learning_rate
@@ -143,8 +144,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`convmask.engine.optimizer.build_optimizer`."""
-        return build_optimizer(cfg, model)
+        """See :func:`convmask.engine.optimizer.build_optimizer`, and ``lr_factors`` for rates of single parameters."""
+        optimizer = build_optimizer(cfg, model)
+        apply_lr_factors(optimizer)
+        return optimizer
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

@@ -4,5 +4,6 @@ from convmask.evaluation.build import build_evaluator
 from convmask.evaluation.coco import COCOEvaluator
 from convmask.evaluation.panoptic import PanopticEvaluator
 from convmask.evaluation.semantic import SemSegEvaluator
+from convmask.evaluation.voc_instances import VOCInstanceEvaluator
 
-__all__ = ["COCOEvaluator", "PanopticEvaluator", "SemSegEvaluator", "build_evaluator"]
+__all__ = ["COCOEvaluator", "PanopticEvaluator", "SemSegEvaluator", "VOCInstanceEvaluator", "build_evaluator"]

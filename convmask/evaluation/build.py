@@ -13,6 +13,7 @@ from convmask.evaluation.coco import COCOEvaluator
 from convmask.evaluation.ground_truth import PanopticGroundTruth
 from convmask.evaluation.panoptic import PanopticEvaluator
 from convmask.evaluation.semantic import SemSegEvaluator
+from convmask.evaluation.voc_instances import VOCInstanceEvaluator
 
 EvaluatorBuilder = Callable[[CfgNode, str, "str | None"], list[DatasetEvaluator]]
 
@@ -98,6 +99,7 @@ _BUILDERS: dict[str, EvaluatorBuilder] = {
     "convmask_panoptic": _panoptic_of,
     "coco_panoptic_seg": _panoptic_of,
     "coco": lambda cfg, name, output_dir: [_coco(cfg, name, output_dir)],
+    "convmask_voc_instances": lambda cfg, name, output_dir: [VOCInstanceEvaluator(name), _coco(cfg, name, output_dir)],
     "sem_seg": lambda cfg, name, output_dir: [_semantic(cfg, name, output_dir)],
     "cityscapes_panoptic_seg": _cityscapes_panoptic,
     "cityscapes_instance": lambda cfg, name, output_dir: [detectron2_evaluation.CityscapesInstanceEvaluator(name)],

@@ -14,7 +14,10 @@ from convmask.ops.embedding_masks import (
     embedding_masks_reference,
 )
 from convmask.ops.fuse_kernels import fuse_kernels, fuse_kernels_reference
+from convmask.ops.inside_outside_assemble import inside_outside_assemble, inside_outside_assemble_reference
+from convmask.ops.mask_voting import mask_voting, mask_voting_reference
 from convmask.ops.panoptic_merge import panoptic_merge, panoptic_merge_reference
+from convmask.ops.ps_roi_pool import ps_roi_pool, ps_roi_pool_reference
 from convmask.ops.region_kernels import region_kernels, region_kernels_reference
 
 load_extension()  # after the schemas above: a kernel that does not fit its schema is found here
@@ -28,8 +31,14 @@ __all__ = [
     "extension_status",
     "fuse_kernels",
     "fuse_kernels_reference",
+    "inside_outside_assemble",
+    "inside_outside_assemble_reference",
+    "mask_voting",
+    "mask_voting_reference",
     "panoptic_merge",
     "panoptic_merge_reference",
+    "ps_roi_pool",
+    "ps_roi_pool_reference",
     "region_kernels",
     "region_kernels_reference",
 ]
