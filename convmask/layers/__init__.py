@@ -3,7 +3,11 @@
 from .coord_conv import append_coordinates
 from .deform_conv import DeformConv2d
 from .frozen_statistics import FrozenStatisticsBatchNorm2d
-from .narrow_resnet import build_narrow_resnet_fpn_backbone, build_narrow_resnet_fpn_p7_backbone
+from .narrow_resnet import (
+    build_narrow_resnet_backbone,
+    build_narrow_resnet_fpn_backbone,
+    build_narrow_resnet_fpn_p7_backbone,
+)
 from .openmmlab_resnet import build_openmmlab_resnet_backbone, build_openmmlab_resnet_fpn_backbone
 from .position_encoding import sine_position_encoding
 from .resnet_fpn import build_resnet_fpn_p7_backbone
@@ -16,6 +20,7 @@ __all__ = [
     "SemanticFPN",
     "Swin",
     "append_coordinates",
+    "build_narrow_resnet_backbone",
     "build_narrow_resnet_fpn_backbone",
     "build_narrow_resnet_fpn_p7_backbone",
     "build_openmmlab_resnet_backbone",
