@@ -33,6 +33,11 @@ def add_knet_config(cfg: CfgNode) -> None:
     node.POSITIONAL_ENCODING = True
     # Standard deviation of the learned kernels at the start.
     node.KERNEL_STD = 1.0
+    # Standard deviation of the weights of the kernel head's convolutions at the start. 0.0: He's initialisation, for
+    # larger learning rates.
+    node.CONV_STD = 0.01
+    # Probability of every class at the start. From scratch, larger ones save the time that biases take to rise.
+    node.PRIOR_PROB = 0.01
     _add_rounds(node)
     _add_training(node)
     _add_inference(node)

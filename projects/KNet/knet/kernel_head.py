@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from fvcore.nn import weight_init
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,6 +52,8 @@ class KernelHead(nn.Module):
         positional_encoding: bool = True,
         assembly: Assembly = "hard",
         kernel_std: float = 1.0,
+        conv_std: float = 0.01,
+        prior: float = 0.01,
     ) -> None:
         """Builds the layers.
 
@@ -65,6 +68,8 @@ class KernelHead(nn.Module):
             positional_encoding: a sine encoding is added to the coarsest level.
             assembly: see :func:`group_weights`; "none" leaves the first kernels as they are learned.
             kernel_std: standard deviation of the learned kernels at the start.
+            conv_std: of all other weights; 0: He's initialisation, but for the dense classifier.
+            prior: probability of every class at the start.
         """
         super().__init__()
         self.localization_fpn = SemanticFPN(
@@ -79,10 +84,11 @@ class KernelHead(nn.Module):
         self.num_thing_classes, self.num_stuff_classes = num_thing_classes, num_stuff_classes
         self.conv_seg = nn.Conv2d(channels, num_thing_classes + num_stuff_classes, kernel_size=1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, nn.Conv2d) and conv_std > 0:
+                nn.init.normal_(module.weight, std=conv_std)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
         nn.init.normal_(self.init_kernels.weight, std=kernel_std)
-        nn.init.constant_(self.conv_seg.bias, prior_bias(0.01))
+        nn.init.constant_(self.conv_seg.bias, prior_bias(prior))
 
     def forward(self, levels: Mapping[str, torch.Tensor]) -> KernelHeadOutputs:
         """Levels (N, width, H_l, W_l) by name to the start of the rounds."""
@@ -112,11 +118,11 @@ class KernelHead(nn.Module):
 def _branch(channels: int, norm: str) -> nn.Sequential:
     """Two 1x1 convolutions with normalisation and ReLU: the release's ``conv_pred``, or ``aux_convs``, and its
     ``loc_convs``, or ``seg_convs``."""
-    return nn.Sequential(
-        *(
-            Conv2d(
-                channels, channels, kernel_size=1, bias=not norm, norm=get_norm(norm, channels), activation=F.relu
-            )
-            for _ in range(2)
+    layers = []
+    for _ in range(2):
+        conv = Conv2d(
+            channels, channels, kernel_size=1, bias=not norm, norm=get_norm(norm, channels), activation=F.relu
         )
-    )
+        weight_init.c2_msra_fill(conv)
+        layers.append(conv)
+    return nn.Sequential(*layers)

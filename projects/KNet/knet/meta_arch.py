@@ -113,6 +113,8 @@ class KNet(nn.Module):
             positional_encoding=node.POSITIONAL_ENCODING,
             assembly=node.GROUP_ASSEMBLY,
             kernel_std=node.KERNEL_STD,
+            conv_std=node.CONV_STD,
+            prior=node.PRIOR_PROB,
         )
         return {
             **arguments,
@@ -255,7 +257,7 @@ def _round(cfg: CfgNode, num_classes: int) -> KernelUpdateHead:
         interaction=node.INTERACTION,
         updator_channels=node.UPDATOR_CHANNELS,
     )
-    head.init_weights()
+    head.init_weights(node.PRIOR_PROB)
     return head
 
 
