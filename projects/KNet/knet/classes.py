@@ -13,6 +13,7 @@ from convmask.data.class_counts import register_class_counts
 _NODE = "MODEL.KNET"
 TASKS = ("instance", "panoptic", "semantic")
 _DETECTOR_ASSEMBLIES = ("hard", "soft", "none")
+_ENCODINGS = ("coarsest", "joined", "none")
 
 
 def check_config(cfg: CfgNode, shape: Mapping[str, ShapeSpec]) -> None:
@@ -30,6 +31,8 @@ def check_config(cfg: CfgNode, shape: Mapping[str, ShapeSpec]) -> None:
         )
     if node.GROUP_ASSEMBLY not in _DETECTOR_ASSEMBLIES:
         raise ValueError(f"{_NODE}.GROUP_ASSEMBLY {node.GROUP_ASSEMBLY!r} is not one of {_DETECTOR_ASSEMBLIES}")
+    if node.POSITIONAL_ENCODING not in _ENCODINGS:
+        raise ValueError(f"{_NODE}.POSITIONAL_ENCODING {node.POSITIONAL_ENCODING!r} is not one of {_ENCODINGS}")
     for key in ("NUM_KERNELS", "NUM_ROUNDS", "NUM_THING_CLASSES"):
         if node[key] < 1:
             raise ValueError(f"{_NODE}.{key} is {node[key]}, but must be 1 or more")

@@ -29,8 +29,9 @@ def add_knet_config(cfg: CfgNode) -> None:
     node.CHANNELS = 256
     # Normalisation of the convolutions of the kernel head.
     node.NORM = "GN"
-    # A sine encoding of the position is added to the coarsest level.
-    node.POSITIONAL_ENCODING = True
+    # Where a sine encoding of the position is added: to the coarsest level ("coarsest", the release); to the joined map
+    # as well, which tells many small objects apart sooner ("joined"); or nowhere ("none").
+    node.POSITIONAL_ENCODING = "coarsest"
     # Standard deviation of the learned kernels at the start.
     node.KERNEL_STD = 1.0
     # Standard deviation of the weights of the kernel head's convolutions at the start. 0.0: He's initialisation, for

@@ -49,7 +49,7 @@ class KernelHead(nn.Module):
         channels: int = 256,
         common_stride: int = 8,
         norm: str = "GN",
-        positional_encoding: bool = True,
+        positional_encoding: str = "coarsest",
         assembly: Assembly = "hard",
         kernel_std: float = 1.0,
         conv_std: float = 0.01,
@@ -65,7 +65,8 @@ class KernelHead(nn.Module):
             channels: C.
             common_stride: stride of the result.
             norm: Detectron2's name of the normalisation.
-            positional_encoding: a sine encoding is added to the coarsest level.
+            positional_encoding: where a sine encoding is added: "coarsest" level, there and to the "joined" map, or
+                "none".
             assembly: see :func:`group_weights`; "none" leaves the first kernels as they are learned.
             kernel_std: standard deviation of the learned kernels at the start.
             conv_std: of all other weights; 0: He's initialisation, but for the dense classifier.
@@ -93,13 +94,11 @@ class KernelHead(nn.Module):
     def forward(self, levels: Mapping[str, torch.Tensor]) -> KernelHeadOutputs:
         """Levels (N, width, H_l, W_l) by name to the start of the rounds."""
         levels = dict(levels)
-        if self.positional_encoding:
-            coarsest = levels[self.coarsest]
-            encoding = sine_position_encoding(
-                coarsest.shape[2], coarsest.shape[3], coarsest.shape[1], device=coarsest.device
-            )
-            levels[self.coarsest] = coarsest + encoding.to(coarsest.dtype)
+        if self.positional_encoding != "none":
+            levels[self.coarsest] = _with_positions(levels[self.coarsest])
         joined = self.localization_fpn(levels)
+        if self.positional_encoding == "joined":
+            joined = _with_positions(joined)
         localization, semantic = self.localization(joined), self.semantic(joined)
         features = localization + semantic
         seg_logits = self.conv_seg(semantic)
@@ -113,6 +112,11 @@ class KernelHead(nn.Module):
             kernels = torch.cat([kernels, stuff], dim=1)
             masks = torch.cat([masks, seg_logits[:, self.num_thing_classes :]], dim=1)
         return KernelHeadOutputs(features, seg_logits, Round(kernels, masks))
+
+
+def _with_positions(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, h, w) plus the sine encoding of its cells."""
+    return x + sine_position_encoding(x.shape[2], x.shape[3], x.shape[1], device=x.device).to(x.dtype)
 
 
 def _branch(channels: int, norm: str) -> nn.Sequential:

@@ -6,6 +6,10 @@ Shapes: N images, Q kernels, C channels, h x w cells.
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
+
+# From this many channels on, PyTorch's convolution of the CPU is faster than its matrix product, below it is slower.
+_WIDE = 128
 
 
 def assemble(weights: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -24,4 +28,10 @@ def assemble(weights: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 def cut_out(kernels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Applies kernels as 1x1 convolutions without bias: (N, Q, C) and (N, C, h, w) to logits (N, Q, h, w)."""
-    return torch.bmm(kernels, features.flatten(2)).unflatten(2, features.shape[2:])
+    images, number, channels = kernels.shape
+    if features.is_cuda or channels < _WIDE:
+        return torch.bmm(kernels, features.flatten(2)).unflatten(2, features.shape[2:])
+    # one group an image
+    weight = kernels.reshape(images * number, channels, 1, 1)
+    logits = F.conv2d(features.flatten(0, 1)[None], weight, groups=images)
+    return logits[0].unflatten(0, (images, number))

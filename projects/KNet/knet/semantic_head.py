@@ -23,9 +23,9 @@ from .update_head import KernelUpdateHead, Round
 class KNetSemSegHead(nn.Module):
     """Takes the weights of a head's last layer as kernels, one a class, and updates them round by round.
 
-    The head may be any of ``SEM_SEG_HEADS_REGISTRY`` that has ``layers(features)``, which gives logits by a 1x1
-    convolution named ``predictor`` at its end: Detectron2's ``SemSegFPNHead`` and DeepLab heads, and those of
-    ``segmentation_heads``. It works in Detectron2's ``SemanticSegmentor`` too.
+    The head may be any of ``SEM_SEG_HEADS_REGISTRY`` whose last layer is a 1x1 convolution named ``predictor``:
+    Detectron2's ``SemSegFPNHead`` and DeepLab heads, and those of ``segmentation_heads``. What the head does after that
+    layer, enlarging or its own loss, is left out. Works in Detectron2's ``SemanticSegmentor`` too.
     """
 
     @configurable
@@ -52,14 +52,13 @@ class KNetSemSegHead(nn.Module):
             ignore_value: label of pixels without loss.
 
         Raises:
-            ValueError: the head has no ``layers``, or no 1x1 ``predictor``.
+            ValueError: the head has no 1x1 ``predictor``.
         """
         super().__init__()
         predictor = getattr(head, "predictor", None)
-        if not (isinstance(predictor, nn.Conv2d) and predictor.kernel_size == (1, 1) and hasattr(head, "layers")):
+        if not (isinstance(predictor, nn.Conv2d) and predictor.kernel_size == (1, 1)):
             raise ValueError(
-                f"MODEL.KNET.SEMANTIC.HEAD: {type(head).__name__} has no method layers that ends in a 1x1 convolution "
-                "'predictor'"
+                f"MODEL.KNET.SEMANTIC.HEAD: {type(head).__name__} has no 1x1 convolution 'predictor' as its last layer"
             )
         self.head = head
         self.rounds = nn.ModuleList(rounds)
@@ -99,18 +98,12 @@ class KNetSemSegHead(nn.Module):
 
     def predict(self, features: Features) -> tuple[torch.Tensor, list[Round]]:
         """The features (N, C, h, w) of the rounds, and what each gives; the first entry is the head's own."""
-        taken: list[torch.Tensor] = []
-        predictor = self.head.predictor
-        handle = predictor.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
-        try:
-            logits = self.head.layers(features)
-        finally:
-            handle.remove()
-        kernels = predictor.weight.flatten(1).expand(len(logits), -1, -1)
+        taken, logits = _run_up_to(self.head, self.head.predictor, features)
+        kernels = self.head.predictor.weight.flatten(1).expand(len(logits), -1, -1)
         rounds = [Round(kernels, logits)]
         for update in self.rounds:
-            rounds.append(update(taken[0], rounds[-1]))
-        return taken[0], rounds
+            rounds.append(update(taken, rounds[-1]))
+        return taken, rounds
 
     def layers(self, features: Features) -> torch.Tensor:
         """Logits (N, K, h, w) of the last round."""
@@ -140,6 +133,28 @@ class KNetSemSegHead(nn.Module):
             auxiliary = cross_entropy(self.auxiliary_head.layers(features), targets, self.ignore_value)
             losses["aux.loss_ce"] = self.auxiliary_weight * auxiliary
         return None, losses
+
+
+class _ReachedError(Exception):
+    """Not an error: a layer was reached."""
+
+
+def _run_up_to(head: nn.Module, layer: nn.Module, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs ``head(features)`` until ``layer`` is done; input and output of that layer."""
+    reached: list[torch.Tensor] = []
+
+    def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        reached.extend((inputs[0], output))
+        raise _ReachedError
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        head(features)
+    except _ReachedError:
+        return reached[0], reached[1]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"{type(head).__name__} does not use its layer 'predictor'")
 
 
 def _auxiliary_head(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> FCNHead | None:
