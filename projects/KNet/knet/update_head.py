@@ -6,6 +6,7 @@ Shapes: N images, Q kernels, C channels, K classes, h x w cells.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -180,7 +181,7 @@ class KernelUpdateHead(nn.Module):
 
 def prior_bias(prior: float) -> float:
     """The logit of a probability."""
-    return float(torch.logit(torch.tensor(prior, dtype=torch.float64)))
+    return math.log(prior / (1 - prior))
 
 
 def _branch(channels: int) -> nn.Sequential:
