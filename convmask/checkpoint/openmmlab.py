@@ -13,9 +13,7 @@ from convmask.checkpoint.recognition import State, register_converter, rename_ke
 
 Rules = list[tuple[str, str]]
 
-_RGB = (
-    "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.280, 103.530] and PIXEL_STD [58.395, 57.120, 57.375]"
-)
+_RGB = "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.280, 103.530] and PIXEL_STD [58.395, 57.120, 57.375]"
 
 
 def resnet_rules(source: str, target: str) -> Rules:

@@ -7,6 +7,7 @@ convolutions that run on the CPU too.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class DeepStem(BasicStem):
         """Builds the stem; its stride is 4."""
         super().__init__(in_channels, out_channels, norm)
         widths = (in_channels, out_channels // 2, out_channels // 2, out_channels)
-        for number, (source, width) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+        for number, (source, width) in enumerate(itertools.pairwise(widths), start=1):
             conv = Conv2d(
                 source,
                 width,

@@ -1,4 +1,4 @@
-"""OpenMMLab's ResNets: statistics stay, affine parts learn, dilations and deformable blocks are where they should be."""
+"""OpenMMLab's ResNets: statistics stay, affine parts learn, dilations and deformable blocks are in place."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From the last round to instances and the panoptic map of one image, by the rules of the release.
 
-Masks go through the sizes of the output a few at a time, so that memory is bounded by the result, whatever the number of
-kernels. Shapes: P thing kernels, S stuff classes, Q = P + S, h x w cells, H x W pixels of the output.
+Masks go through the sizes of the output a few at a time, so that memory is bounded by the result, whatever the number
+of kernels. Shapes: P thing kernels, S stuff classes, Q = P + S, h x w cells, H x W pixels of the output.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Losses of the first kernels and of every round (arXiv 2106.14855, section 3.3).
 
-Shapes: N images, P thing kernels, S stuff classes, Q = P + S kernels, K classes (things, then stuff), h x w cells at the
-stride of supervision. Loss names are the release's.
+Shapes: N images, P thing kernels, S stuff classes, Q = P + S kernels, K classes (things, then stuff), h x w cells at
+the stride of supervision. Loss names are the release's.
 """
 
 from __future__ import annotations

@@ -205,9 +205,7 @@ class KNet(nn.Module):
             for mask_logits, score, frame in zip(last.mask_logits, scores, frames, strict=True)
         ]
 
-    def _result(
-        self, mask_logits: torch.Tensor, scores: torch.Tensor, upsampling: int, frame: Frame
-    ) -> dict[str, Any]:
+    def _result(self, mask_logits: torch.Tensor, scores: torch.Tensor, upsampling: int, frame: Frame) -> dict[str, Any]:
         """The result of one image, from (Q, h, w) logits and (Q, K) scores."""
         assert self.kernel_head is not None
         things, stuff = self.kernel_head.num_thing_classes, self.kernel_head.num_stuff_classes
@@ -215,9 +213,7 @@ class KNet(nn.Module):
         result: dict[str, Any] = {}
         if not stuff or self.instances_of_panoptic:
             last = len(scores) - stuff
-            result["instances"] = instances_of(
-                mask_logits[:last], scores[:last, :things], upsampling, frame, options
-            )
+            result["instances"] = instances_of(mask_logits[:last], scores[:last, :things], upsampling, frame, options)
         if stuff:
             result["panoptic_seg"] = panoptic_of(mask_logits, scores, things, upsampling, frame, options)
         return result

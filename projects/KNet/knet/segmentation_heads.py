@@ -5,6 +5,7 @@ Shapes: N images, K classes, C channels, h x w cells of the finest input.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,7 +154,7 @@ class FCNHead(SegmentationHead):
         width = self.in_channels[-1]
         widths = [width, *([self.channels] * num_convs)]
         self.convs = nn.Sequential(
-            *(conv_norm_relu(a, b, 3, self.norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
+            *(conv_norm_relu(a, b, 3, self.norm) for a, b in itertools.pairwise(widths))
         )
         self.conv_cat = conv_norm_relu(width + widths[-1], self.channels, 3, self.norm) if concat_input else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,9 @@ def swin_to_release(state: dict[str, torch.Tensor], ours: str) -> dict[str, torc
             block, rest = tail.split(".", 1)
             rest = rest.replace("attn.", "attn.w_msa.").replace("mlp.0", "ffn.layers.0.0")
             rest = rest.replace("mlp.3", "ffn.layers.1")
-            converted[f"backbone.stages.{stage}.blocks.{block}.{rest}"] = value.reshape(49, 49) if "index" in rest else value
+            converted[f"backbone.stages.{stage}.blocks.{block}.{rest}"] = (
+                value.reshape(49, 49) if "index" in rest else value
+            )
     return converted
 
 
@@ -252,5 +253,3 @@ def test_tampered_files_are_one_error(repository: Path) -> None:
     state["backbone.stages.0.downsample.reduction.weight"] = torch.zeros(3, 7)
     with pytest.raises(CheckpointError, match="looks like K-Net"):
         recognise({"state_dict": state}, "f")
-
-

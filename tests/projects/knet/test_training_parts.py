@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances, PolygonMasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -50,7 +50,9 @@ def test_targets_of_polygons_and_of_stuff() -> None:
     assert target.stuff_masks.sum() == 8 * 4 - 2 * 4
 
 
-def scalar_cost(logit: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, label: int, options: CostOptions) -> float:
+def scalar_cost(
+    logit: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, label: int, options: CostOptions
+) -> float:
     p, t = logit.sigmoid().flatten().tolist(), mask.flatten().tolist()
     agreement = sum(a * b + (1 - a) * (1 - b) for a, b in zip(p, t, strict=True)) / len(p)
     squares = sum(a * a for a in p) + 1e-3 + sum(b * b for b in t) + 1e-3
@@ -58,11 +60,7 @@ def scalar_cost(logit: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, l
     s = scores[label].sigmoid().item()
     positive = -math.log(s + 1e-12) * 0.25 * (1 - s) ** 2
     negative = -math.log(1 - s + 1e-12) * 0.75 * s**2
-    return (
-        options.class_weight * (positive - negative)
-        - options.mask_weight * agreement
-        - options.dice_weight * dice
-    )
+    return options.class_weight * (positive - negative) - options.mask_weight * agreement - options.dice_weight * dice
 
 
 @pytest.mark.parametrize("objects", [0, 1, 3, 6])
