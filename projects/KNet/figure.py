@@ -78,7 +78,8 @@ def draw(model: Any, inputs: dict[str, Any], names: list[str], rows: int, size: 
     image = inputs["image"].permute(1, 2, 0).numpy()
     if model.input_format == "BGR":
         image = image[..., ::-1]
-    image = cv2.resize(np.ascontiguousarray(image), shown[::-1], interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(np.ascontiguousarray(image), shown[::-1], interpolation=cv2.INTER_LINEAR)
+    image = resized.astype(np.uint8)
 
     scores, labels = merge_scores(rounds[-1].class_logits[0].sigmoid().cpu(), model.kernel_head.num_thing_classes)
     best = scores.argsort(descending=True)[:rows]

@@ -153,9 +153,7 @@ class FCNHead(SegmentationHead):
         self.common_stride = max(shape.stride for shape in input_shape.values())
         width = self.in_channels[-1]
         widths = [width, *([self.channels] * num_convs)]
-        self.convs = nn.Sequential(
-            *(conv_norm_relu(a, b, 3, self.norm) for a, b in itertools.pairwise(widths))
-        )
+        self.convs = nn.Sequential(*(conv_norm_relu(a, b, 3, self.norm) for a, b in itertools.pairwise(widths)))
         self.conv_cat = conv_norm_relu(width + widths[-1], self.channels, 3, self.norm) if concat_input else None
 
     @classmethod

@@ -219,7 +219,7 @@ def test_another_variant_is_an_error_that_names_its_config(repository: Path, tmp
     instance = build_model(small(repository, "knet_instance_R_50_3x"))
     torch.save({"state_dict": release(instance, False, False)}, tmp_path / "release.pth")
     panoptic = build_model(small(repository, "knet_panoptic_R_50_3x"))
-    with pytest.raises(CheckpointError, match="configs/KNet/knet_instance_R_50_3x.yaml"):
+    with pytest.raises(CheckpointError, match=r"configs/KNet/knet_instance_R_50_3x\.yaml"):
         Checkpointer(panoptic, policy="strict").load(str(tmp_path / "release.pth"))
 
 

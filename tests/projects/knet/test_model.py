@@ -199,7 +199,7 @@ def test_bad_targets(small_cfg: MakeCfg, random_inputs: MakeInputs) -> None:
     with pytest.raises(ValueError, match=r"gt_classes of image 'random.png' has class 7"):
         model(inputs)
     del inputs[0]["instances"]
-    with pytest.raises(ValueError, match="no 'instances' for image 'random.png'"):
+    with pytest.raises(ValueError, match=r"no 'instances' for image 'random\.png'"):
         model(inputs)
     with pytest.raises(ValueError, match="no 'sem_seg'"):
         build(small_cfg("semantic")).train()([{"image": inputs[0]["image"]}])
