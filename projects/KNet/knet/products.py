@@ -13,7 +13,7 @@ _WIDE = 128
 
 
 def assemble(weights: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Sums the features of each kernel's pixels (arXiv 2106.14855, equation 4), in single precision.
+    """Sums the features of each kernel's pixels (arXiv 2106.14855, equation 4), in single precision or better.
 
     Args:
         weights: (N, Q, h, w), any dtype: share of each cell.
@@ -22,8 +22,10 @@ def assemble(weights: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     Returns:
         (N, Q, C): sums over cells of weight times feature.
     """
-    flat = features.flatten(2)
-    return torch.bmm(weights.flatten(2).to(flat.dtype), flat.transpose(1, 2))
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    # thousands of terms are too many for half precision
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.bmm(weights.flatten(2).to(dtype), features.flatten(2).to(dtype).transpose(1, 2))
 
 
 def cut_out(kernels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,13 @@ def test_products(images: int, kernels: int, channels: int, height: int, width: 
         torch.testing.assert_close(logits[image], convolved)
 
 
+def test_sums_are_in_single_precision_under_autocast() -> None:
+    weights, features = torch.ones(1, 1, 64, 64), torch.full((1, 1, 64, 64), 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = assemble(weights, (features * 1.0078125).bfloat16())
+    assert found.dtype == torch.float32 and found.item() == 4096 * 1.0078125
+
+
 def updated(updator: KernelUpdator, group: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """One kernel of the updator's width, equation by equation."""
     half = updator.channels
