@@ -106,7 +106,8 @@ def small_cfg(repository: Path) -> Callable[..., CfgNode]:
         node = cfg.MODEL.KNET
         node.NUM_THING_CLASSES, node.NUM_STUFF_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5, 4, 9
         node.CHANNELS, node.NUM_KERNELS, node.FFN_CHANNELS, node.NUM_HEADS = 32, 10, 64, 4
-        cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = node.SEMANTIC.AUX_CHANNELS = 32
+        # group normalisation refuses single values: two channels a group on a grid of one cell
+        cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = node.SEMANTIC.AUX_CHANNELS = 64
         cfg.TEST.DETECTIONS_PER_IMAGE = 12
         cfg.merge_from_list(list(overrides))
         return cfg
