@@ -27,6 +27,27 @@ def add_convmask_config(cfg: CfgNode) -> None:
     # Normalisation, any that detectron2.layers.get_norm knows; frozen statistics do not learn from scratch.
     cfg.MODEL.NARROW_RESNET.NORM = "BN"
 
+    # Keys of "build_openmmlab_resnet_backbone", with the names of Detectron2's DeepLab project. "basic": one 7x7
+    # convolution; "deeplab": three 3x3 ones.
+    cfg.MODEL.RESNETS.STEM_TYPE = "basic"
+    # Dilation of res4; above 1 its stride is 1.
+    cfg.MODEL.RESNETS.RES4_DILATION = 1
+
+    # The backbones "build_swin_backbone" and "build_swin_fpn_backbone". Defaults are Swin-T.
+    cfg.MODEL.SWIN = CfgNode()
+    # Channels of res2; each later stage has twice as many.
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    # Blocks of each stage.
+    cfg.MODEL.SWIN.DEPTHS = (2, 2, 6, 2)
+    # Heads of the attention in each stage.
+    cfg.MODEL.SWIN.NUM_HEADS = (3, 6, 12, 24)
+    # Side of the windows of the attention.
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Probability that the last block is left out in training; it grows from 0 block by block.
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    # Stages that it gives.
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+
     # A random crop (INPUT.CROP) is drawn so that at least one instance stays in it, where the image has any.
     cfg.INPUT.CROP.REQUIRE_INSTANCE = False
     # A random crop is drawn anew (10 times at most) while one semantic class fills more than this share of it.
@@ -71,6 +92,10 @@ def add_training_config(cfg: CfgNode) -> None:
     """Adds the keys of the training loop, which no method reads, in place. Beside them, Detectron2's are in force."""
     # "SGD" (Detectron2's) or "ADAMW"
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Factor of the learning rate of the backbone: of what is below its FPN, where it has one.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Weight decay of tables of positions (Swin's relative_position_bias_table); negative: that of everything else.
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = -1.0
     # As Detectron2's: "value" (of each element) or "norm" (of each parameter's gradient); also "full_model", the norm
     # of all gradients together.
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convmask.checkpoint import backbones  # registers the converters of ImageNet backbones
+from convmask.checkpoint import backbones, openmmlab  # registers the converters of ImageNet backbones
 from convmask.checkpoint.checkpointer import Checkpointer
 from convmask.checkpoint.errors import CheckpointError
 from convmask.checkpoint.loading import load_file
@@ -14,6 +14,7 @@ __all__ = [
     "Checkpointer",
     "backbones",
     "load_file",
+    "openmmlab",
     "read_checkpoint",
     "recognise",
     "register_converter",

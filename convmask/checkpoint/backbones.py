@@ -62,12 +62,13 @@ def convert_torchvision_resnet(state: State) -> State:
     matches=lambda state: {"features.0.0.weight", "features.1.0.attn.relative_position_bias_table"} <= state.keys(),
     hint="torchvision's Swin Transformers expect INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.280, 103.530], PIXEL_STD "
     "[58.395, 57.120, 57.375]",
+    relative=True,
 )
 def convert_torchvision_swin(state: State) -> State:
-    """Keeps torchvision's names, under ``backbone.bottom_up.``. The classifier is dropped."""
-    for name in ("head.weight", "head.bias"):
+    """Keeps torchvision's names. The classifier and the norm before it are dropped."""
+    for name in ("head.weight", "head.bias", "norm.weight", "norm.bias"):
         state.pop(name, None)
-    return rename_keys(state, [(r"((?:features|norm)\..+)", r"backbone.bottom_up.\1")])
+    return rename_keys(state, [(r"(features\..+)", r"\1")])
 
 
 _MXNET_HINT = (

@@ -19,7 +19,7 @@ _INCIDENTAL = re.compile(
 )
 # layers of a backbone that ImageNet weights never hold: offsets of deformable convolutions start at zero, and Swin
 # Transformers normalise each of the outputs that a detector reads
-_NEVER_PRETRAINED = re.compile(r"(^|\.)(\w*offset\w*|bottom_up\.norm\d)\.")
+_NEVER_PRETRAINED = re.compile(r"(^|\.)(\w*offset\w*|(backbone|bottom_up)\.norm\d)\.")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+_POSITIONS = re.compile(r"(^|\.)relative_position_bias_table$")
 
 
 def scale_learning_rate(cfg: CfgNode) -> CfgNode:
@@ -45,8 +48,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """Builds the optimizer named by ``SOLVER.OPTIMIZER`` over the trainable parameters of ``model``.
 
     ``"SGD"`` has Detectron2's keys, ``"ADAMW"`` is decoupled Adam (Loshchilov & Hutter, 2019). Both have Detectron2's
-    rules for parameter groups: ``SOLVER.WEIGHT_DECAY_NORM``, ``BIAS_LR_FACTOR``, ``WEIGHT_DECAY_BIAS``. Parameters of
-    the same rule are one group, whose update is a few operations instead of some for each parameter.
+    rules for parameter groups: ``SOLVER.WEIGHT_DECAY_NORM``, ``BIAS_LR_FACTOR``, ``WEIGHT_DECAY_BIAS``; and two more:
+    ``BACKBONE_MULTIPLIER``, ``WEIGHT_DECAY_EMBED``. Parameters of the same rule are one group, whose update is a few
+    operations instead of some for each parameter.
 
     With ``SOLVER.CLIP_GRADIENTS.ENABLED`` gradients are clipped before each update. Its ``CLIP_TYPE``: "value" cuts
     each element to plus or minus ``CLIP_VALUE``; "norm" scales the gradient of each parameter whose norm of order
@@ -64,7 +68,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    groups = _merged([{**options, **group} for group in groups])
+    groups = _merged(_with_own_rules([{**options, **group} for group in groups], cfg, model))
     if solver.OPTIMIZER == "SGD":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **options
@@ -85,6 +89,30 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         # With a gradient scaler this is called after the gradients have been unscaled.
         optimizer.register_step_pre_hook(partial(_clip, clipper))
     return optimizer
+
+
+def _with_own_rules(groups: list[dict[str, Any]], cfg: CfgNode, model: torch.nn.Module) -> list[dict[str, Any]]:
+    """The groups, cut where ``BACKBONE_MULTIPLIER`` or ``WEIGHT_DECAY_EMBED`` tells their parameters apart."""
+    multiplier, embedding_decay = cfg.SOLVER.BACKBONE_MULTIPLIER, cfg.SOLVER.WEIGHT_DECAY_EMBED
+    if multiplier == 1 and embedding_decay < 0:
+        return groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    below_fpn = any(name.startswith("backbone.bottom_up.") for name in names.values())
+    prefix = "backbone.bottom_up." if below_fpn else "backbone."
+    result = []
+    for group in groups:
+        parts: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            parts.setdefault((name.startswith(prefix), bool(_POSITIONS.search(name))), []).append(parameter)
+        for (in_backbone, is_embedding), members in parts.items():
+            part = {**group, "params": members}
+            if in_backbone:
+                part["lr"] = group["lr"] * multiplier
+            if is_embedding and embedding_decay >= 0:
+                part["weight_decay"] = embedding_decay
+            result.append(part)
+    return result
 
 
 def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -33,6 +33,12 @@ def _narrow_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 
 @BACKBONE_REGISTRY.register()
+def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """The ResNet of :func:`build_narrow_resnet_fpn_backbone` alone; it gives the stages ``MODEL.FPN.IN_FEATURES``."""
+    return _narrow_resnet(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
 def build_narrow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """ResNet of basic blocks (two a stage: ResNet-18's plan) of width ``MODEL.NARROW_RESNET.WIDTH``, with an FPN.
 
