@@ -122,6 +122,19 @@ CONVMASK_CLONES void mix_rows(const double* a, const double* b, double share, in
   }
 }
 
+// The place of the lowest bit that is set.
+inline int32_t lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctzll(bits);
+#else
+  int32_t place = 0;
+  while ((bits >> place & 1) == 0) {
+    ++place;
+  }
+  return place;
+#endif
+}
+
 // Appends the runs of one row of a box to `runs`, moved by `left` and cut at the image's sides. Only between two mask
 // cells of which one reaches the threshold is there a border; it is found by halving, since the values rise or fall.
 void find_runs(const double* line, const uint64_t* above, const Columns& columns, int32_t left,
@@ -133,28 +146,34 @@ void find_runs(const double* line, const uint64_t* above, const Columns& columns
       runs.push_back({begin, end});
     }
   };
-  const auto reaches = [&](int32_t cell) { return above[cell / 64] >> (cell % 64) & 1; };
-  bool inside = reaches(0);
+  bool inside = above[0] & 1;
   int32_t begin = 0;
-  for (int32_t cell = 0; cell + 1 < options.size; ++cell) {
-    if (reaches(cell + 1) == inside) {
-      continue;
+  const int32_t words = (options.size + 63) / 64;
+  for (int32_t word = 0; word < words; ++word) {
+    // Bit i: whether cell i and the next one differ. The last cell has no next one.
+    const uint64_t next = word + 1 < words ? above[word + 1] << 63 : 0;
+    uint64_t changes = above[word] ^ (above[word] >> 1 | next);
+    if (word + 1 == words) {
+      changes &= (uint64_t{1} << ((options.size - 1) % 64)) - 1;
     }
-    int32_t low = columns.starts[cell], high = columns.starts[cell + 1];
-    while (low < high) {
-      const int32_t middle = low + (high - low) / 2;
-      const double value = mix(line[cell], line[cell + 1], columns.samples[middle].share);
-      if ((value >= options.binary_threshold) == inside) {
-        low = middle + 1;
-      } else {
-        high = middle;
+    for (; changes != 0; changes &= changes - 1) {
+      const int32_t cell = 64 * word + lowest_bit(changes);
+      int32_t low = columns.starts[cell], high = columns.starts[cell + 1];
+      while (low < high) {
+        const int32_t middle = low + (high - low) / 2;
+        const double value = mix(line[cell], line[cell + 1], columns.samples[middle].share);
+        if ((value >= options.binary_threshold) == inside) {
+          low = middle + 1;
+        } else {
+          high = middle;
+        }
       }
+      if (inside) {
+        close(begin, low);
+      }
+      begin = low;
+      inside = !inside;
     }
-    if (inside) {
-      close(begin, low);
-    }
-    begin = low;
-    inside = !inside;
   }
   if (inside) {
     close(begin, static_cast<int32_t>(columns.samples.size()));
@@ -221,6 +240,23 @@ class Canvas {
     return row_.data();
   }
 
+  // Whether the runs of row y that reach over columns `first` to `last` have the weight for a pixel there.
+  bool may_exceed(int32_t y, int32_t first, int32_t last, double threshold) const {
+    double before = 0, after = 0;
+    for (const Member& member : members_) {
+      const RunMask& mask = *member.mask;
+      if (y < mask.top || y >= mask.bottom()) {
+        continue;
+      }
+      const int32_t* runs = &mask.first[y - mask.top];
+      if (runs[0] < runs[1]) {
+        before += mask.runs[runs[0]].begin < first ? member.weight : 0;
+        after += mask.runs[runs[1] - 1].end > last + 1 ? member.weight : 0;
+      }
+    }
+    return before >= threshold || after >= threshold;
+  }
+
   // The first and the last pixel of row y from the threshold on, each searched from its side; false if there are none.
   bool find(int32_t y, double threshold, int32_t& first, int32_t& last) {
     add_steps(y);
@@ -269,19 +305,37 @@ class Canvas {
   std::vector<double> row_;
 };
 
-// First and last row and column at or above the threshold, ends included; false if there are none.
+// First and last row and column at or above the threshold, ends included; false if there are none. First and last row
+// are searched from their sides; rows between them matter only if they may reach over the columns found so far.
 bool find_extent(Canvas& canvas, double threshold, PixelBox& extent) {
+  threshold -= kRounding;
   extent = {INT32_MAX, INT32_MAX, -1, -1};
-  for (int32_t y = canvas.top; y < canvas.bottom; ++y) {
-    int32_t first, last;
-    if (canvas.find(y, threshold - kRounding, first, last)) {
-      extent.left = std::min(extent.left, first);
-      extent.right = std::max(extent.right, last);
-      extent.top = std::min(extent.top, y);
-      extent.bottom = y;
+  int32_t top = canvas.top, bottom = canvas.bottom - 1, first, last;
+  const auto look = [&](int32_t y) {
+    if (!canvas.find(y, threshold, first, last)) {
+      return false;
+    }
+    extent.left = std::min(extent.left, first);
+    extent.right = std::max(extent.right, last);
+    return true;
+  };
+  while (top <= bottom && !look(top)) {
+    ++top;
+  }
+  while (top < bottom && !look(bottom)) {
+    --bottom;
+  }
+  if (top > bottom) {
+    return false;
+  }
+  extent.top = top;
+  extent.bottom = bottom;
+  for (int32_t y = top + 1; y < bottom; ++y) {
+    if (canvas.may_exceed(y, extent.left, extent.right, threshold)) {
+      look(y);
     }
   }
-  return extent.right >= 0;
+  return true;
 }
 
 // The canvas in the extent, resized to size x size.
