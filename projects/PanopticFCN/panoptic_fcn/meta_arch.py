@@ -53,6 +53,7 @@ class PanopticFCN(nn.Module):
         region_labels: Sequence[int] | None = None,
         true_positions: bool = False,
         true_classes: bool = False,
+        kernel_std: float = 0.01,
         combine: bool = True,
         combine_overlap_threshold: float = 0.5,
         combine_stuff_area_limit: int = 4096,
@@ -77,6 +78,7 @@ class PanopticFCN(nn.Module):
                 None: label 0 is "things", the others are their own categories.
             true_positions: see ``INFERENCE.TRUE_POSITIONS``.
             true_classes: see ``INFERENCE.TRUE_CLASSES``.
+            kernel_std: of the initial weights of both embeddings.
             combine: results have ``panoptic_seg``.
             combine_overlap_threshold: see :func:`panoptic_merge`, as are the next two.
             combine_stuff_area_limit: in pixels of the output.
@@ -91,7 +93,7 @@ class PanopticFCN(nn.Module):
         self.position_head = position_head
         self.kernel_head = kernel_head
         self.feature_encoder = feature_encoder
-        widths = kernel_head.out_channels, feature_encoder.out_channels
+        widths = kernel_head.out_channels, feature_encoder.out_channels, kernel_std
         self.thing_embedding = kernel_embedding(*widths)
         self.stuff_embedding = kernel_embedding(*widths)
         self.in_features = list(in_features)
@@ -139,6 +141,7 @@ class PanopticFCN(nn.Module):
             "region_labels": region_labels(cfg),
             "true_positions": node.INFERENCE.TRUE_POSITIONS,
             "true_classes": node.INFERENCE.TRUE_CLASSES,
+            "kernel_std": node.KERNEL_STD,
             "combine": node.COMBINE.ENABLED,
             "combine_overlap_threshold": node.COMBINE.OVERLAP_THRESH,
             "combine_stuff_area_limit": node.COMBINE.STUFF_AREA_LIMIT,
