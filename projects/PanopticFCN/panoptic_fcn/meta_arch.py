@@ -24,11 +24,12 @@ from .inference import (
     fuse_stuff,
     fuse_things,
     rescore,
+    semantic_map,
     stuff_kernels,
     thing_kernels,
 )
 from .losses import LossOptions, panoptic_fcn_losses
-from .rescale import output_masks, rescale
+from .rescale import output_masks
 from .targets import TargetOptions, make_targets, sem_seg_and_instances
 from .truth import true_logits
 
@@ -257,15 +258,8 @@ class PanopticFCN(nn.Module):
         instances.scores = things.scores
         instances.pred_classes = things.classes
         first = 0 if self.target_options.with_things else 1
-        # pixels that no region claims have label 0
-        labels = torch.zeros(output, dtype=torch.int64, device=self.device)
-        best = torch.zeros(output, device=self.device)
-        sem_seg = torch.zeros(self.target_options.num_regions + first, *output, device=self.device)
-        for probability, label in zip(stuff.probabilities, (stuff.classes + first).tolist(), strict=True):
-            shown = sem_seg[label]
-            shown.copy_(rescale(probability[None], stride, image, output)[0])
-            labels.masked_fill_(shown > best, label)
-            torch.maximum(best, shown, out=best)
+        stuff = stuff._replace(classes=stuff.classes + first)
+        sem_seg, labels = semantic_map(stuff, self.target_options.num_regions + first, stride, image, output)
         result: dict[str, Any] = {"sem_seg": sem_seg, "instances": instances}
         if self.combine:
             result["panoptic_seg"] = self._combine(instances, labels)
