@@ -4,9 +4,9 @@
     python projects/PanopticFCN/figure.py --config-file configs/quick/panoptic_fcn_synthetic.yaml \
         --weights output/panoptic_fcn_synthetic/model_final.pth --output figure.png
 
-Six pictures: the image; the scores of centres, over all levels, with a ring around each peak; the regions, as the mean
-of the levels' scores; the masks of the fused kernels, of things and of stuff; and the panoptic result. The image is of
-DATASETS.TEST, or a file.
+Six pictures: the image; the scores of centres over all levels, with a ring around each peak; the best regions by the
+mean of the levels' scores; the masks of the fused kernels, of things and of stuff; and the panoptic result. The image
+is of DATASETS.TEST, or a file.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Canvas:
 
     def shown(self, maps: torch.Tensor) -> torch.Tensor:
         """Scales (n, h, w) maps of the padded image to (n, H, W) of the figure."""
+        if len(maps) == 0:
+            return maps.new_zeros(0, *self.size)
         stride = round(self.padded[0] / maps.shape[1])
         # levels are rounded up: the last cells may reach beyond the padding
         if stride * maps.shape[2] < self.seen[1] or stride * maps.shape[1] < self.seen[0]:
@@ -99,6 +101,8 @@ def draw(model: PanopticFCN, inputs: dict[str, Any], metadata: Metadata, size: i
         rings = circled(rings, peaks, (level.shape[1], level.shape[2]), canvas)
 
     regions = torch.stack([canvas.shown(level.sigmoid()) for level in outputs.regions]).mean(dim=0)
+    # each pixel in the colour of its best class, the more of it the higher the score
+    regions = regions * (regions == regions.amax(dim=0)) / regions.amax().clamp(min=1e-6)
     labels = range(first, first + len(regions))
     confident = _confident(thing_masks, model.combine_options["score_threshold"])
     pictures = [

@@ -67,8 +67,8 @@ def output_masks(
     rows = torch.zeros(len(masks), output[0], dtype=torch.bool, device=masks.device)
     columns = torch.zeros(len(masks), output[1], dtype=torch.bool, device=masks.device)
     # maxima of floats are much faster than `any`
-    spans = zip(*(_spans(probabilities.amax(dim) > threshold) for dim in (2, 1)), strict=True)
-    for index, (vertical, horizontal) in enumerate(spans):
+    spans_y, spans_x = (_spans(probabilities.amax(dim) > threshold) for dim in (2, 1))
+    for index, (vertical, horizontal) in enumerate(zip(spans_y, spans_x, strict=True)):
         if vertical[1] == 0:
             continue
         window = probabilities[index, vertical[0] : vertical[1], horizontal[0] : horizontal[1]]
