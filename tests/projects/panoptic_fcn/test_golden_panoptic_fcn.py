@@ -1,17 +1,16 @@
 """Against recorded outputs of the original release (two images, one batch, narrow ResNet-50-FPN).
 
-The record was made on two threads, and so is the comparison: where the processor then rounds as the recording one did,
-which equal kernel maps show, centres and regions agree within 1e-4 on all levels. Elsewhere they cannot: with recorded
-random weights the first deformable convolution of the position head moves its taps by up to 3500 cells on P3,
-so that one unit in the last place of P3 changes the logits there by up to 0.005; the record itself is 0.008 from its own
-computation in double precision. Positions on P3, and gradients that pass through the position head's deformable
-convolutions, then have the tolerances below. Everything after the heads is compared from the recorded head outputs.
+The record was made on two threads. Where two threads and the processor round as then, which equal kernel maps show,
+centres and regions agree within 1e-4 on all levels. Elsewhere they cannot: with the recorded random weights the first
+deformable convolution of the position head moves its taps by up to 3500 cells on P3, so that one unit in the last place
+of P3 changes the logits there by up to 0.005; the record itself is 0.008 from its own computation in double precision.
+Positions on P3, and gradients that pass through the position head's deformable convolutions, then have the tolerances
+below. Everything after the heads is compared from the recorded head outputs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,6 @@ KEYS = {
     "MODEL.INFERENCE.COMBINE.STUFF_AREA_LIMIT": "MODEL.PANOPTIC_FCN.COMBINE.STUFF_AREA_LIMIT",
     "MODEL.INFERENCE.COMBINE.INST_THRESH": "MODEL.PANOPTIC_FCN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
