@@ -15,8 +15,8 @@ def add_panoptic_fcn_config(cfg: CfgNode) -> None:
     # Number of thing kernels an instance and level in the weighted dice loss: the k cells of its mask with the highest
     # scores. At most the cells of a level are taken.
     node.NUM_KERNELS = 7
-    # Standard deviation of the initial weights that make kernels: the kernel head's prediction and the embeddings. Short
-    # trainings begin faster with more.
+    # Standard deviation of the initial weights that make kernels: the kernel head's prediction and the embeddings.
+    # Short trainings begin faster with more.
     node.KERNEL_STD = 0.01
     _add_heads(node)
     _add_stuff(node)
