@@ -93,6 +93,9 @@ def _add_losses(node: CfgNode) -> None:
     losses = node.LOSSES = CfgNode()
     # Factor of the focal losses of thing centres and stuff regions.
     losses.POSITION_WEIGHT = 1.0
+    # Another factor of that of stuff regions: a mean over cells, where that of centres is a sum. With 1.0 a short
+    # training of small models learns centres and masks long before it tells textures apart.
+    losses.REGION_WEIGHT = 1.0
     # Factor of the dice losses of things and stuff.
     losses.SEGMENT_WEIGHT = 3.0
     # Weight of positives in the focal loss.

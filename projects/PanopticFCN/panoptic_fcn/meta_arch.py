@@ -294,6 +294,7 @@ def _options(cfg: CfgNode) -> dict[str, Any]:
         ),
         "loss_options": LossOptions(
             position_weight=node.LOSSES.POSITION_WEIGHT,
+            region_weight=node.LOSSES.REGION_WEIGHT,
             segment_weight=node.LOSSES.SEGMENT_WEIGHT,
             focal_alpha=node.LOSSES.FOCAL_ALPHA,
             focal_gamma=node.LOSSES.FOCAL_GAMMA,
