@@ -42,9 +42,10 @@ namespace {
 
 constexpr int64_t kLanes = 16;   // earlier kernels in a tile
 constexpr int64_t kColumns = 8;  // later kernels that a tile is multiplied with at a time
-constexpr int64_t kGrain = 256;  // kernels for a thread
-constexpr int64_t kParts = 2;    // of a product, each followed by a look at what may still come
+constexpr int64_t kParts = 4;    // of a product, each followed by a look at what may still come
 constexpr double kSlack = 1e-3;  // more than all rounding of a product of unit vectors
+// What a thread should have to do at least: kernels, tiles, and pairs of kernels times dimensions.
+constexpr int64_t kRowGrain = 64, kTileGrain = 4, kThreadProducts = 1 << 21;
 
 // kLanes numbers that are computed with at once; the compiler splits them into the registers that there are.
 #if defined(__GNUC__)
@@ -59,7 +60,7 @@ struct Vector {
     return vector;
   }
   CONVMASK_INLINE void add(scalar_t factor, const Vector& other) { lanes += factor * other.lanes; }
-  CONVMASK_INLINE void add_square(const Vector& other) { lanes += other.lanes * other.lanes; }
+  CONVMASK_INLINE void add_product(const Vector& a, const Vector& b) { lanes += a.lanes * b.lanes; }
 };
 
 // Collects whether any lane of any vector reaches a threshold. Looks at signs, since compilers split wide comparisons
@@ -101,9 +102,9 @@ struct Vector {
       lanes[i] += factor * other.lanes[i];
     }
   }
-  void add_square(const Vector& other) {
+  void add_product(const Vector& a, const Vector& b) {
     for (int64_t i = 0; i < kLanes; ++i) {
-      lanes[i] += other.lanes[i] * other.lanes[i];
+      lanes[i] += a.lanes[i] * b.lanes[i];
     }
   }
 };
@@ -121,33 +122,40 @@ struct AnyReaches {
 };
 #endif
 
-// Kernels as unit vectors, sorted by class (if that matters) and by rank within it: those that may be fused are
-// neighbours.
+// Kernels in groups that may be fused: sorted by class (if that matters) and by rank within it.
 template <typename scalar_t>
-struct UnitKernels {
+struct Ranked {
+  const scalar_t* kernels;  // (count, dims), in the order of the arguments
   int64_t dims;
-  int64_t padded;                     // count, rounded up to whole tiles
-  std::unique_ptr<scalar_t[]> rows;   // (count, dims)
-  std::unique_ptr<scalar_t[]> tiles;  // (padded / kLanes, dims, kLanes): rows, transposed, and zeros
-  std::vector<scalar_t> rest;         // (kParts, padded), norm of the parts that follow a part
-  std::vector<int64_t> start;         // (count,), where the class of a row begins
+  std::vector<int64_t> sorted;  // (count,), rows of `kernels`
+  std::vector<scalar_t> scale;  // (count,), 1 / norm
+  std::vector<scalar_t> rest;   // (count, kParts), norms of what follows each part of the unit vector
+
+  CONVMASK_INLINE const scalar_t* row(int64_t i) const { return kernels + sorted[i] * dims; }
+};
+
+// A group's unit vectors, kLanes of them interleaved.
+template <typename scalar_t>
+struct Tiles {
+  int64_t begin;                       // the group's first kernel
+  std::unique_ptr<scalar_t[]> values;  // (tiles, dims, kLanes), zeros behind the group's last kernel
+  std::vector<scalar_t> rest;          // (tiles, kParts, kLanes)
 };
 
 inline int64_t part_start(int64_t part, int64_t dims) { return part * dims / kParts; }
 
-// Products of kColumns rows with a tile; false, and no products, if none can reach the threshold.
+// Cosines of kColumns kernels with those of a tile; false, and no cosines, if none can reach the threshold.
 template <typename scalar_t>
-CONVMASK_INLINE bool multiply(const UnitKernels<scalar_t>& unit, const int64_t* columns, int64_t tile_start,
-                              scalar_t threshold, scalar_t* products) {
+CONVMASK_INLINE bool multiply(const Ranked<scalar_t>& ranked, const int64_t* columns, const scalar_t* tile,
+                              const scalar_t* tile_rest, scalar_t threshold, scalar_t* cosines) {
   const scalar_t* rows[kColumns];
   for (int64_t c = 0; c < kColumns; ++c) {
-    rows[c] = unit.rows.get() + columns[c] * unit.dims;
+    rows[c] = ranked.row(columns[c]);
   }
-  const scalar_t* tile = unit.tiles.get() + tile_start * unit.dims;
   Vector<scalar_t> sums[kColumns] = {};
   for (int64_t part = 0; part < kParts; ++part) {
-    const int64_t end = part_start(part + 1, unit.dims);
-    for (int64_t k = part_start(part, unit.dims); k < end; ++k) {
+    const int64_t end = part_start(part + 1, ranked.dims);
+    for (int64_t k = part_start(part, ranked.dims); k < end; ++k) {
       const auto entries = Vector<scalar_t>::load(tile + k * kLanes);
       CONVMASK_UNROLL
       for (int64_t c = 0; c < kColumns; ++c) {
@@ -155,44 +163,55 @@ CONVMASK_INLINE bool multiply(const UnitKernels<scalar_t>& unit, const int64_t* 
       }
     }
     // Cauchy-Schwarz: what follows adds at most the product of its norms.
-    const scalar_t* rest = unit.rest.data() + part * unit.padded;
-    const auto tile_rest = Vector<scalar_t>::load(rest + tile_start);
+    const auto others = Vector<scalar_t>::load(tile_rest + part * kLanes);
     AnyReaches<scalar_t> reaches;
     CONVMASK_UNROLL
     for (int64_t c = 0; c < kColumns; ++c) {
-      Vector<scalar_t> bound = sums[c];
-      bound.add(rest[columns[c]], tile_rest);
+      Vector<scalar_t> bound{};
+      bound.add(ranked.scale[columns[c]], sums[c]);
+      bound.add(ranked.rest[columns[c] * kParts + part], others);
       reaches.look(bound, threshold - static_cast<scalar_t>(kSlack));
     }
     if (!reaches.any()) {
       return false;
     }
   }
-  std::memcpy(products, sums, sizeof(sums));
+  for (int64_t c = 0; c < kColumns; ++c) {
+    Vector<scalar_t> cosine{};
+    cosine.add(ranked.scale[columns[c]], sums[c]);
+    std::memcpy(cosines + c * kLanes, &cosine, sizeof(cosine));
+  }
   return true;
 }
 
-CONVMASK_CLONES bool multiply_tile(const UnitKernels<float>& unit, const int64_t* columns, int64_t tile_start,
-                                   float threshold, float* products) {
-  return multiply(unit, columns, tile_start, threshold, products);
+CONVMASK_CLONES bool multiply_tile(const Ranked<float>& ranked, const int64_t* columns, const float* tile,
+                                   const float* tile_rest, float threshold, float* cosines) {
+  return multiply(ranked, columns, tile, tile_rest, threshold, cosines);
 }
-CONVMASK_CLONES bool multiply_tile(const UnitKernels<double>& unit, const int64_t* columns, int64_t tile_start,
-                                   double threshold, double* products) {
-  return multiply(unit, columns, tile_start, threshold, products);
+CONVMASK_CLONES bool multiply_tile(const Ranked<double>& ranked, const int64_t* columns, const double* tile,
+                                   const double* tile_rest, double threshold, double* cosines) {
+  return multiply(ranked, columns, tile, tile_rest, threshold, cosines);
 }
 
-// The sum of the squares of values[begin, end).
+// The product of a[begin, end) and b[begin, end).
 template <typename scalar_t>
-CONVMASK_INLINE scalar_t square_sum(const scalar_t* values, int64_t begin, int64_t end) {
-  Vector<scalar_t> sums{};
+CONVMASK_INLINE scalar_t dot(const scalar_t* a, const scalar_t* b, int64_t begin, int64_t end) {
+  Vector<scalar_t> sums[2] = {};  // a sum waits for the last addition to it: two of them wait half as long
   int64_t k = begin;
-  for (; k + kLanes <= end; k += kLanes) {
-    sums.add_square(Vector<scalar_t>::load(values + k));
+  for (; k + 2 * kLanes <= end; k += 2 * kLanes) {
+    for (int64_t half = 0; half < 2; ++half) {
+      const int64_t at = k + half * kLanes;
+      sums[half].add_product(Vector<scalar_t>::load(a + at), Vector<scalar_t>::load(b + at));
+    }
   }
+  for (; k + kLanes <= end; k += kLanes) {
+    sums[0].add_product(Vector<scalar_t>::load(a + k), Vector<scalar_t>::load(b + k));
+  }
+  sums[0].add(1, sums[1]);
   scalar_t lanes[kLanes];
-  std::memcpy(lanes, &sums, sizeof(lanes));
+  std::memcpy(lanes, &sums[0], sizeof(lanes));
   for (; k < end; ++k) {
-    lanes[0] += values[k] * values[k];
+    lanes[0] += a[k] * b[k];
   }
   for (int64_t width = kLanes / 2; width > 0; width /= 2) {
     for (int64_t lane = 0; lane < width; ++lane) {
@@ -202,108 +221,154 @@ CONVMASK_INLINE scalar_t square_sum(const scalar_t* values, int64_t begin, int64
   return lanes[0];
 }
 
-// Writes the kernel's unit vector to `row` and the norms of what follows each part to rest[part * stride].
+// 1 / norm of a kernel; norms of what follows each part of its unit vector go to rest[0, kParts).
 template <typename scalar_t>
-CONVMASK_INLINE void normalise(const scalar_t* kernel, int64_t dims, scalar_t* row, scalar_t* rest, int64_t stride) {
-  scalar_t squares[kParts];  // of each part and all that follow
-  scalar_t sum = 0;
+CONVMASK_INLINE scalar_t measure(const scalar_t* kernel, int64_t dims, scalar_t* rest) {
+  scalar_t sum = 0;  // of the squares of this part and all that follow
   for (int64_t part = kParts - 1; part >= 0; --part) {
-    sum += square_sum(kernel, part_start(part, dims), part_start(part + 1, dims));
-    squares[part] = sum;
+    rest[part] = sum;
+    sum += dot(kernel, kernel, part_start(part, dims), part_start(part + 1, dims));
   }
   const scalar_t scale = 1 / std::max(std::sqrt(sum), static_cast<scalar_t>(kSmallestNorm));
   for (int64_t part = 0; part < kParts; ++part) {
-    rest[part * stride] = part + 1 < kParts ? std::sqrt(squares[part + 1]) * scale : 0;
+    rest[part] = std::sqrt(rest[part]) * scale;
   }
-  for (int64_t k = 0; k < dims; ++k) {
-    row[k] = kernel[k] * scale;
-  }
+  return scale;
 }
 
-CONVMASK_CLONES void normalise_kernel(const float* kernel, int64_t dims, float* row, float* rest, int64_t stride) {
-  normalise(kernel, dims, row, rest, stride);
+CONVMASK_CLONES float measure_kernel(const float* kernel, int64_t dims, float* rest) {
+  return measure(kernel, dims, rest);
 }
-CONVMASK_CLONES void normalise_kernel(const double* kernel, int64_t dims, double* row, double* rest, int64_t stride) {
-  normalise(kernel, dims, row, rest, stride);
+CONVMASK_CLONES double measure_kernel(const double* kernel, int64_t dims, double* rest) {
+  return measure(kernel, dims, rest);
 }
 
-// Writes `rows` rows, at most kLanes, to the lanes of a tile.
+// For each kernel of a small group the first that covers it: one product after the other.
 template <typename scalar_t>
-void transpose(const scalar_t* source, int64_t rows, int64_t dims, scalar_t* tile) {
-  int64_t row = 0;
+CONVMASK_INLINE void compare(const Ranked<scalar_t>& ranked, int64_t begin, int64_t end, scalar_t threshold,
+                             int64_t* first) {
+  for (int64_t j = begin; j < end; ++j) {
+    first[j] = j;
+    for (int64_t i = begin; i < j && first[j] == j; ++i) {
+      const scalar_t cosine = dot(ranked.row(i), ranked.row(j), 0, ranked.dims) * ranked.scale[i] * ranked.scale[j];
+      first[j] = cosine >= threshold ? i : j;
+    }
+  }
+}
+
+CONVMASK_CLONES void compare_group(const Ranked<float>& ranked, int64_t begin, int64_t end, float threshold,
+                                   int64_t* first) {
+  compare(ranked, begin, end, threshold, first);
+}
+CONVMASK_CLONES void compare_group(const Ranked<double>& ranked, int64_t begin, int64_t end, double threshold,
+                                   int64_t* first) {
+  compare(ranked, begin, end, threshold, first);
+}
+
+// Writes unit vectors [begin, end), at most kLanes, to the lanes of a tile.
+template <typename scalar_t>
+void fill_tile(const Ranked<scalar_t>& ranked, int64_t begin, int64_t end, scalar_t* tile) {
+  const int64_t dims = ranked.dims;
+  if (end - begin < kLanes) {
+    std::fill_n(tile, kLanes * dims, scalar_t{0});
+  }
+  int64_t i = begin;
 #if defined(CONVMASK_SSE2)
   if constexpr (std::is_same_v<scalar_t, float>) {
-    for (; row + 4 <= rows && dims % 4 == 0; row += 4) {
+    for (; i + 4 <= end && dims % 4 == 0; i += 4) {
       for (int64_t k = 0; k < dims; k += 4) {
         __m128 four[4];
         for (int64_t r = 0; r < 4; ++r) {
-          four[r] = _mm_loadu_ps(source + (row + r) * dims + k);
+          four[r] = _mm_mul_ps(_mm_loadu_ps(ranked.row(i + r) + k), _mm_set1_ps(ranked.scale[i + r]));
         }
         _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
         for (int64_t r = 0; r < 4; ++r) {
-          _mm_storeu_ps(tile + (k + r) * kLanes + row, four[r]);
+          _mm_storeu_ps(tile + (k + r) * kLanes + i - begin, four[r]);
         }
       }
     }
   }
 #endif
-  for (; row < rows; ++row) {
+  for (; i < end; ++i) {
     for (int64_t k = 0; k < dims; ++k) {
-      tile[k * kLanes + row] = source[row * dims + k];
+      tile[k * kLanes + i - begin] = ranked.row(i)[k] * ranked.scale[i];
     }
   }
 }
 
 template <typename scalar_t>
-UnitKernels<scalar_t> unit_kernels(const scalar_t* kernels, int64_t dims, const std::vector<int64_t>& sorted,
-                                   const int64_t* classes) {
-  const auto count = static_cast<int64_t>(sorted.size());
-  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-  UnitKernels<scalar_t> unit{dims, padded, {}, {}, {}, {}};
-  unit.rows.reset(new scalar_t[count * dims]);
-  unit.tiles.reset(new scalar_t[padded * dims]);
-  unit.rest.resize(kParts * padded);
-  unit.start.resize(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const bool follows = i > 0 && (classes == nullptr || classes[sorted[i]] == classes[sorted[i - 1]]);
-    unit.start[i] = follows ? unit.start[i - 1] : i;
-    normalise_kernel(kernels + sorted[i] * dims, dims, unit.rows.get() + i * dims, unit.rest.data() + i, padded);
-  }
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const int64_t rows = std::min(kLanes, count - i);
-    if (rows < kLanes) {
-      std::fill_n(unit.tiles.get() + i * dims, kLanes * dims, scalar_t{0});
+Tiles<scalar_t> tiles_of(const Ranked<scalar_t>& ranked, int64_t begin, int64_t end) {
+  const int64_t count = (end - begin + kLanes - 1) / kLanes;
+  Tiles<scalar_t> tiles{begin, nullptr, std::vector<scalar_t>(count * kParts * kLanes)};
+  tiles.values.reset(new scalar_t[count * ranked.dims * kLanes]);
+  at::parallel_for(0, count, kTileGrain, [&](int64_t from, int64_t to) {
+    for (int64_t tile = from; tile < to; ++tile) {
+      const int64_t start = begin + tile * kLanes, stop = std::min(start + kLanes, end);
+      fill_tile(ranked, start, stop, tiles.values.get() + tile * ranked.dims * kLanes);
+      for (int64_t i = start; i < stop; ++i) {
+        for (int64_t part = 0; part < kParts; ++part) {
+          tiles.rest[(tile * kParts + part) * kLanes + i - start] = ranked.rest[i * kParts + part];
+        }
+      }
     }
-    transpose(unit.rows.get() + i * dims, rows, dims, unit.tiles.get() + i * dims);
-  }
-  return unit;
+  });
+  return tiles;
 }
 
-// For the rows [begin, end) the first row that covers each; itself if there is none before it.
+// For the kernels `open` of a group, ascending, the first that covers each.
 template <typename scalar_t>
-void find_first(const UnitKernels<scalar_t>& unit, scalar_t threshold, int64_t begin, int64_t end, int64_t* first) {
-  std::iota(first + begin, first + end, begin);
-  std::vector<int64_t> open(first + begin, first + end);  // the rows that no row before the tile covers
-  for (int64_t tile = unit.start[begin] / kLanes * kLanes; tile < end; tile += kLanes) {
-    const auto covered = [&](int64_t j) { return first[j] != j || j <= tile; };
-    open.erase(std::remove_if(open.begin(), open.end(), covered), open.end());
-    for (size_t block = 0; block < open.size() && unit.start[open[block]] < tile + kLanes; block += kColumns) {
+void find_first(const Ranked<scalar_t>& ranked, const Tiles<scalar_t>& tiles, scalar_t threshold,
+                std::vector<int64_t> open, int64_t* first) {
+  for (const int64_t j : open) {
+    first[j] = j;
+  }
+  for (int64_t index = 0, tile = tiles.begin; !open.empty(); ++index, tile += kLanes) {
+    const scalar_t* values = tiles.values.get() + index * ranked.dims * kLanes;
+    const scalar_t* rest = tiles.rest.data() + index * kParts * kLanes;
+    for (size_t block = 0; block < open.size(); block += kColumns) {
       int64_t columns[kColumns];
       for (size_t c = 0; c < kColumns; ++c) {
         columns[c] = open[std::min(block + c, open.size() - 1)];  // the last one again and again fills the block
       }
-      scalar_t products[kColumns * kLanes];
-      if (!multiply_tile(unit, columns, tile, threshold, products)) {
+      scalar_t cosines[kColumns * kLanes];
+      if (!multiply_tile(ranked, columns, values, rest, threshold, cosines)) {
         continue;
       }
       for (int64_t c = 0; c < kColumns; ++c) {
         const int64_t j = columns[c];
-        for (int64_t i = std::max(tile, unit.start[j]); i < std::min(tile + kLanes, j) && first[j] == j; ++i) {
-          first[j] = products[c * kLanes + i - tile] >= threshold ? i : j;
+        for (int64_t i = tile; i < std::min(tile + kLanes, j) && first[j] == j; ++i) {
+          first[j] = cosines[c * kLanes + i - tile] >= threshold ? i : j;
         }
       }
     }
+    // what is covered, or has no earlier kernel in the next tile
+    const auto closed = [&](int64_t j) { return first[j] != j || j <= tile + kLanes; };
+    open.erase(std::remove_if(open.begin(), open.end(), closed), open.end());
   }
+}
+
+// For each kernel of a group the first that covers it; itself if there is none before it.
+template <typename scalar_t>
+void cover_group(const Ranked<scalar_t>& ranked, int64_t begin, int64_t end, scalar_t threshold, int64_t* first) {
+  const int64_t count = end - begin;
+  if (count <= kLanes) {
+    compare_group(ranked, begin, end, threshold, first);
+    return;
+  }
+  const auto tiles = tiles_of(ranked, begin, end);
+  // Blocks of kernels go to the threads in turn: later ones have more to be compared with.
+  const int64_t most = count * count * ranked.dims / kThreadProducts;
+  const int64_t threads = std::clamp<int64_t>(most, 1, at::in_parallel_region() ? 1 : at::get_num_threads());
+  at::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
+    std::vector<int64_t> open;
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t thread = (j - begin) / kColumns % threads;
+      if (from <= thread && thread < to) {
+        open.push_back(j);
+      }
+    }
+    find_first(ranked, tiles, threshold, std::move(open), first);
+  });
 }
 
 // Indices of the kernels in rank order.
@@ -322,17 +387,28 @@ std::vector<int64_t> rank(const Tensor& scores) {
 template <typename scalar_t>
 std::vector<int64_t> first_covering(const Tensor& kernels, const std::vector<int64_t>& order, const int64_t* classes,
                                     double threshold) {
-  std::vector<int64_t> sorted = order;
+  Ranked<scalar_t> ranked{kernels.const_data_ptr<scalar_t>(), kernels.size(1), order, {}, {}};
+  auto& sorted = ranked.sorted;
   if (classes != nullptr) {
     std::stable_sort(sorted.begin(), sorted.end(), [classes](int64_t a, int64_t b) { return classes[a] < classes[b]; });
   }
   const auto count = static_cast<int64_t>(sorted.size());
-  const auto unit = unit_kernels(kernels.const_data_ptr<scalar_t>(), kernels.size(1), sorted, classes);
-  std::vector<int64_t> first_row(count);
-  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
-    find_first(unit, static_cast<scalar_t>(threshold), begin, end, first_row.data());
+  ranked.scale.resize(count);
+  ranked.rest.resize(count * kParts);
+  at::parallel_for(0, count, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      ranked.scale[i] = measure_kernel(ranked.row(i), ranked.dims, ranked.rest.data() + i * kParts);
+    }
   });
-  std::vector<int64_t> first(count);
+  std::vector<int64_t> first_row(count), first(count);
+  for (int64_t begin = 0, end; begin < count; begin = end) {
+    for (end = begin + 1; end < count; ++end) {
+      if (classes != nullptr && classes[sorted[end]] != classes[sorted[begin]]) {
+        break;
+      }
+    }
+    cover_group(ranked, begin, end, static_cast<scalar_t>(threshold), first_row.data());
+  }
   for (int64_t i = 0; i < count; ++i) {
     first[sorted[i]] = sorted[first_row[i]];
   }
@@ -344,28 +420,32 @@ template <typename scalar_t>
 void average(const Tensor& kernels, const std::vector<int64_t>& order, const int64_t* groups, int64_t rows,
              const Tensor& means) {
   const int64_t dims = kernels.size(1);
+  const auto* source = kernels.const_data_ptr<scalar_t>();
+  auto* target = means.data_ptr<scalar_t>();
   std::vector<int64_t> members(rows);
-  for (const int64_t i : order) {
-    if (groups[i] < 0) {
-      continue;
+  at::parallel_for(0, kernels.size(0), kRowGrain, [&](int64_t begin, int64_t end) {
+    for (const int64_t i : order) {
+      if (groups[i] < begin || groups[i] >= end) {
+        continue;
+      }
+      const scalar_t* kernel = source + i * dims;
+      scalar_t* mean = target + groups[i] * dims;
+      if (members[groups[i]]++ == 0) {
+        std::copy_n(kernel, dims, mean);
+        continue;
+      }
+      for (int64_t k = 0; k < dims; ++k) {
+        mean[k] += kernel[k];
+      }
     }
-    const scalar_t* kernel = kernels.const_data_ptr<scalar_t>() + i * dims;
-    scalar_t* mean = means.data_ptr<scalar_t>() + groups[i] * dims;
-    if (members[groups[i]]++ == 0) {
-      std::copy_n(kernel, dims, mean);
-      continue;
+    for (int64_t row = begin; row < std::min(end, rows); ++row) {
+      for (int64_t k = 0; k < dims && members[row] > 1; ++k) {
+        target[row * dims + k] /= static_cast<scalar_t>(members[row]);
+      }
     }
-    for (int64_t k = 0; k < dims; ++k) {
-      mean[k] += kernel[k];
-    }
-  }
-  for (int64_t row = 0; row < rows; ++row) {
-    scalar_t* mean = means.data_ptr<scalar_t>() + row * dims;
-    for (int64_t k = 0; k < dims && members[row] > 1; ++k) {
-      mean[k] /= static_cast<scalar_t>(members[row]);
-    }
-  }
-  std::fill(means.data_ptr<scalar_t>() + rows * dims, means.data_ptr<scalar_t>() + means.numel(), scalar_t{0});
+    const int64_t zeros = std::max(begin, std::min(end, rows));
+    std::fill(target + zeros * dims, target + end * dims, scalar_t{0});
+  });
 }
 
 FuseKernelsResult fuse_kernels_cpu(const Tensor& kernels, const Tensor& scores, const Tensor& classes, double threshold,

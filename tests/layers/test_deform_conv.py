@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 from convmask.layers import DeformConv2d
+from convmask.layers.deform_sampling import deform_conv2d_by_bags
 
 
 def naive(layer: DeformConv2d, x: torch.Tensor) -> torch.Tensor:
@@ -51,3 +55,50 @@ def test_runs_under_autocast() -> None:
     layer = DeformConv2d(3, 4, padding=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(1, 3, 8, 8)).isfinite().all()
+
+
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    modulated=st.booleans(),
+    reach=st.sampled_from([0.0, 1.0, 30.0]),
+)
+@settings(max_examples=20, deadline=None)
+def test_bags_are_torchvisions_operator(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: int,
+    padding: int,
+    dilation: int,
+    modulated: bool,
+    reach: float,
+) -> None:
+    """Values and all gradients, in double precision; with a reach of 30 cells most taps are outside."""
+    torch.manual_seed(0)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    sides = [(n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(size, kernel, strict=True)]
+    if min(sides) < 1:
+        return
+    taps = kernel[0] * kernel[1]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    x, weight, bias = draw(2, 3, *size), draw(4, 3, *kernel), draw(4)
+    offset = (reach * draw(2, 2 * taps, *sides)).detach().requires_grad_()
+    mask = draw(2, taps, *sides) if modulated else None
+    inputs = [t for t in (x, offset, weight, bias, mask) if t is not None]
+    expected = deform_conv2d(x, offset, weight, bias, mask=mask, **options)
+    found = deform_conv2d_by_bags(x, offset, weight, bias, mask=mask, **options)
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, inputs, cotangent)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs, cotangent))
+
+
+def test_offsets_that_are_not_numbers_give_nothing() -> None:
+    offset = torch.full((1, 2, 2, 2), float("nan"))
+    assert not deform_conv2d_by_bags(torch.ones(1, 1, 2, 2), offset, torch.ones(1, 1, 1, 1)).any()

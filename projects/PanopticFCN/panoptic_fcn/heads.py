@@ -48,9 +48,27 @@ class Tower(nn.Sequential):
     """3x3 convolutions, each with normalisation and ReLU, perhaps with coordinates in the input."""
 
     def __init__(
-        self, in_channels: int, width: int, *, num_convs: int, norm: str, deform: bool, coordinates: bool
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        num_convs: int,
+        norm: str,
+        deform: bool,
+        coordinates: bool,
+        coordinate_gain: float = 1.0,
     ) -> None:
-        """Builds ``num_convs`` convolutions, plain or modulated deformable ones; ``norm`` "" gives them a bias."""
+        """Builds the convolutions.
+
+        Args:
+            in_channels: of the input, without coordinates.
+            width: of the result.
+            num_convs: number of convolutions.
+            norm: "" for none, but a bias.
+            deform: modulated deformable convolutions.
+            coordinates: row and column are two more channels of the input.
+            coordinate_gain: factor of their initial weights.
+        """
         channels = in_channels + 2 if coordinates else in_channels
         layers: list[nn.Module] = []
         for _ in range(num_convs):
@@ -66,6 +84,9 @@ class Tower(nn.Sequential):
         super().__init__(*layers)
         self.coordinates = coordinates
         self.out_channels = channels
+        if coordinates and layers:
+            with torch.no_grad():
+                layers[0].weight[:, -2:] *= coordinate_gain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, H, W) to (N, width, H, W)."""
@@ -79,12 +100,13 @@ def _tower_options(node: CfgNode) -> dict[str, Any]:
         "norm": node.NORM,
         "deform": node.DEFORM,
         "coordinates": node.COORD,
+        "coordinate_gain": node.COORD_GAIN,
     }
 
 
-def _prediction(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+def _prediction(in_channels: int, out_channels: int, *, bias: float = 0.0, std: float = 0.01) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.normal_(conv.weight, std=std)
     nn.init.constant_(conv.bias, bias)
     return conv
 
@@ -107,8 +129,8 @@ class PositionHead(nn.Module):
         """
         super().__init__()
         self.tower = Tower(in_channels, **tower)
-        self.centers = _prediction(self.tower.out_channels, num_classes, bias_value)
-        self.regions = _prediction(self.tower.out_channels, num_regions, bias_value)
+        self.centers = _prediction(self.tower.out_channels, num_classes, bias=bias_value)
+        self.regions = _prediction(self.tower.out_channels, num_regions, bias=bias_value)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
@@ -132,17 +154,24 @@ class KernelHead(nn.Module):
     """A kernel for each cell of each level; one set of weights for all levels."""
 
     @configurable
-    def __init__(self, in_channels: int, **tower: Any) -> None:
-        """Builds the head; ``tower``: see :class:`Tower`."""
+    def __init__(self, in_channels: int, *, kernel_std: float = 0.01, **tower: Any) -> None:
+        """Builds the head.
+
+        Args:
+            in_channels: of each level.
+            kernel_std: standard deviation of the prediction's initial weights.
+            tower: see :class:`Tower`.
+        """
         super().__init__()
         self.tower = Tower(in_channels, **tower)
         self.out_channels = tower["width"]
-        self.kernels = _prediction(self.tower.out_channels, self.out_channels)
+        self.kernels = _prediction(self.tower.out_channels, self.out_channels, std=kernel_std)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
         """The constructor's arguments by the config."""
-        return {"in_channels": in_channels, **_tower_options(cfg.MODEL.PANOPTIC_FCN.KERNEL_HEAD)}
+        node = cfg.MODEL.PANOPTIC_FCN
+        return {"in_channels": in_channels, "kernel_std": node.KERNEL_STD, **_tower_options(node.KERNEL_HEAD)}
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Kernel maps (N, K, H_l, W_l) of each level."""
@@ -169,9 +198,9 @@ class FeatureEncoder(nn.Module):
         return self.tower(feature)
 
 
-def kernel_embedding(in_channels: int, out_channels: int) -> nn.Linear:
-    """From vectors of the kernel map (..., K) to kernels of the encoded feature (..., E)."""
+def kernel_embedding(in_channels: int, out_channels: int, std: float = 0.01) -> nn.Linear:
+    """From vectors of the kernel map (..., K) to kernels of the encoded feature (..., E); ``std`` of its weights."""
     linear = nn.Linear(in_channels, out_channels)
-    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)
     return linear

@@ -16,8 +16,14 @@ from torch.nn import functional as F
 from convmask.ops.fuse_kernels import fuse_kernels
 from convmask.ops.region_kernels import region_kernels
 
+from .rescale import Size, strips
+
 # Side of the window in which centre scores are smoothed: larger on the levels of large objects.
 _SMALL_WINDOW, _LARGE_WINDOW, _FIRST_LARGE = 3, 5, 3
+# Probabilities that are worked on at a time.
+_CHUNK = 2**18
+# Rows of the output that are worked on at a time.
+_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -188,15 +194,63 @@ def cut_out(kernels: Kernels, encoded: torch.Tensor) -> Masks:
 
 def rescore(masks: Masks, options: InferenceOptions) -> Masks:
     """Multiplies scores by the mean probability inside the mask; drops low ones and all but the best ``top_num``."""
-    inside = masks.probabilities > options.mask_threshold
-    area = inside.flatten(1).sum(dim=1)
-    total = (masks.probabilities * inside).flatten(1).sum(dim=1)
+    area, total = _area_and_sum(masks.probabilities, options.mask_threshold)
     scores = masks.scores * total / (area + 1e-6)
     if options.matrix_nms:
-        scores = scores * matrix_nms_decay(inside, scores, masks.classes)
+        scores = scores * matrix_nms_decay(masks.probabilities > options.mask_threshold, scores, masks.classes)
     scores, order = scores.sort(descending=True, stable=True)
     order = order[scores >= options.mask_score_threshold][: options.top_num]
     return Masks(masks.probabilities[order], scores[: len(order)], masks.classes[order])
+
+
+def _area_and_sum(probabilities: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many probabilities of each mask are higher than the threshold, and their sum, (n,) each.
+
+    In chunks that fit the cache, and in floats, which torch adds up ten times as fast as it counts truth values.
+    """
+    flat = probabilities.flatten(1)
+    areas, totals = [], []
+    for chunk in flat.split(max(1, _CHUNK // max(1, flat.shape[1]))):
+        inside = F.threshold(chunk, threshold, 0.0)
+        totals.append(inside.sum(dim=1))
+        areas.append(inside.sign_().sum(dim=1))
+    return torch.cat(areas), torch.cat(totals)
+
+
+def semantic_map(
+    stuff: Masks, num_labels: int, stride: int, image: Size, output: Size
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and best labels at the size of the output.
+
+    Args:
+        stuff: masks at the common stride; their classes are labels, ascending.
+        num_labels: there are.
+        stride: the common stride.
+        image: height and width that the network saw, without padding.
+        output: height and width of the result.
+
+    Returns:
+        (num_labels, H, W), exactly 0 for labels without a mask; and (H, W) int64, the first of equally probable labels,
+        0 where no label has a probability.
+    """
+    device = stuff.probabilities.device
+    sem_seg = torch.empty(num_labels, *output, device=device)
+    best_labels = torch.zeros(output, dtype=torch.int64, device=device)
+    labels = stuff.classes.tolist()
+    for label in set(range(num_labels)) - set(labels):
+        sem_seg[label].zero_()
+    if not labels:
+        return sem_seg, best_labels
+    # strips are for the cache: a GPU takes all at once
+    rows = _ROWS if device.type == "cpu" else output[0]
+    for start, strip in strips(stuff.probabilities, stride, image, output, rows):
+        here = slice(start, start + strip.shape[1])
+        best = torch.zeros_like(strip[0])
+        for probability, label in zip(strip, labels, strict=True):
+            sem_seg[label, here] = probability
+            best_labels[here].masked_fill_(probability > best, label)
+            torch.maximum(best, probability, out=best)
+    return sem_seg, best_labels
 
 
 def matrix_nms_decay(

@@ -27,6 +27,7 @@ class LossOptions:
 
     Attributes:
         position_weight: factor of the focal losses.
+        region_weight: another factor of that of regions.
         segment_weight: factor of the dice losses.
         focal_alpha: weight of positives.
         focal_gamma: exponent.
@@ -35,6 +36,7 @@ class LossOptions:
     """
 
     position_weight: float = 1.0
+    region_weight: float = 1.0
     segment_weight: float = 3.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
@@ -58,7 +60,7 @@ def panoptic_fcn_losses(
     focal = {"alpha": options.focal_alpha, "gamma": options.focal_gamma}
     return {
         "loss_pos_th": position * center_loss(outputs.centers, targets.centers, focal) / max(instances, 1),
-        "loss_pos_st": position * region_loss(outputs.regions, targets, focal),
+        "loss_pos_st": position * options.region_weight * region_loss(outputs.regions, targets, focal),
         "loss_seg_th": segment * thing_loss(outputs, targets, thing_embedding, options.num_kernels),
         "loss_seg_st": segment * stuff_loss(outputs, targets, stuff_embedding, options.kernel_average),
     }

@@ -24,11 +24,12 @@ from .inference import (
     fuse_stuff,
     fuse_things,
     rescore,
+    semantic_map,
     stuff_kernels,
     thing_kernels,
 )
 from .losses import LossOptions, panoptic_fcn_losses
-from .rescale import output_masks, rescale
+from .rescale import output_masks
 from .targets import TargetOptions, make_targets, sem_seg_and_instances
 from .truth import true_logits
 
@@ -53,6 +54,7 @@ class PanopticFCN(nn.Module):
         region_labels: Sequence[int] | None = None,
         true_positions: bool = False,
         true_classes: bool = False,
+        kernel_std: float = 0.01,
         combine: bool = True,
         combine_overlap_threshold: float = 0.5,
         combine_stuff_area_limit: int = 4096,
@@ -77,6 +79,7 @@ class PanopticFCN(nn.Module):
                 None: label 0 is "things", the others are their own categories.
             true_positions: see ``INFERENCE.TRUE_POSITIONS``.
             true_classes: see ``INFERENCE.TRUE_CLASSES``.
+            kernel_std: of the initial weights of both embeddings.
             combine: results have ``panoptic_seg``.
             combine_overlap_threshold: see :func:`panoptic_merge`, as are the next two.
             combine_stuff_area_limit: in pixels of the output.
@@ -91,7 +94,7 @@ class PanopticFCN(nn.Module):
         self.position_head = position_head
         self.kernel_head = kernel_head
         self.feature_encoder = feature_encoder
-        widths = kernel_head.out_channels, feature_encoder.out_channels
+        widths = kernel_head.out_channels, feature_encoder.out_channels, kernel_std
         self.thing_embedding = kernel_embedding(*widths)
         self.stuff_embedding = kernel_embedding(*widths)
         self.in_features = list(in_features)
@@ -139,6 +142,7 @@ class PanopticFCN(nn.Module):
             "region_labels": region_labels(cfg),
             "true_positions": node.INFERENCE.TRUE_POSITIONS,
             "true_classes": node.INFERENCE.TRUE_CLASSES,
+            "kernel_std": node.KERNEL_STD,
             "combine": node.COMBINE.ENABLED,
             "combine_overlap_threshold": node.COMBINE.OVERLAP_THRESH,
             "combine_stuff_area_limit": node.COMBINE.STUFF_AREA_LIMIT,
@@ -254,15 +258,8 @@ class PanopticFCN(nn.Module):
         instances.scores = things.scores
         instances.pred_classes = things.classes
         first = 0 if self.target_options.with_things else 1
-        # pixels that no region claims have label 0
-        labels = torch.zeros(output, dtype=torch.int64, device=self.device)
-        best = torch.zeros(output, device=self.device)
-        sem_seg = torch.zeros(self.target_options.num_regions + first, *output, device=self.device)
-        for probability, label in zip(stuff.probabilities, (stuff.classes + first).tolist(), strict=True):
-            shown = sem_seg[label]
-            shown.copy_(rescale(probability[None], stride, image, output)[0])
-            labels.masked_fill_(shown > best, label)
-            torch.maximum(best, shown, out=best)
+        stuff = stuff._replace(classes=stuff.classes + first)
+        sem_seg, labels = semantic_map(stuff, self.target_options.num_regions + first, stride, image, output)
         result: dict[str, Any] = {"sem_seg": sem_seg, "instances": instances}
         if self.combine:
             result["panoptic_seg"] = self._combine(instances, labels)
@@ -297,6 +294,7 @@ def _options(cfg: CfgNode) -> dict[str, Any]:
         ),
         "loss_options": LossOptions(
             position_weight=node.LOSSES.POSITION_WEIGHT,
+            region_weight=node.LOSSES.REGION_WEIGHT,
             segment_weight=node.LOSSES.SEGMENT_WEIGHT,
             focal_alpha=node.LOSSES.FOCAL_ALPHA,
             focal_gamma=node.LOSSES.FOCAL_GAMMA,

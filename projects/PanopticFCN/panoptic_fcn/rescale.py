@@ -2,10 +2,12 @@
 
 The release scales each mask up by the stride, cuts the padding off and scales it to the output, all at full size. Here
 a mask is scaled inside the box of its cells alone: interpolated values are means of cells, so that nothing outside can
-pass the threshold.
+pass the threshold. Maps of stuff are scaled strip by strip, so that what is added up stays in the processor's cache.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +23,29 @@ def rescale(x: torch.Tensor, stride: int, image: Size, output: Size) -> torch.Te
     if image != output:
         x = F.interpolate(x, size=output, mode="bilinear", align_corners=False)
     return x[0]
+
+
+def strips(x: torch.Tensor, stride: int, image: Size, output: Size, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """The result of :func:`rescale` in pieces (n, at most ``rows``, W), each with its first row, from top to bottom."""
+    top, bottom, weight = linear_taps(image[0], output[0], x.device)
+    firsts, lasts = top[::rows].tolist(), bottom[rows - 1 :: rows].tolist()
+    # the last strip may be shorter
+    lasts += bottom[-1:].tolist() if len(lasts) < len(firsts) else []
+    for start, first, last in zip(range(0, output[0], rows), firsts, lasts, strict=True):
+        # a cell more on either side: pixels at the border of a cell are made of two
+        cell = max(first // stride - 1, 0)
+        cells = x[:, cell : last // stride + 2]
+        up = F.interpolate(cells[None], scale_factor=stride, mode="bilinear", align_corners=False)[0, ..., : image[1]]
+        here = slice(start, start + rows)
+        if image[0] == output[0]:
+            up = up[:, start - cell * stride : min(start + rows, image[0]) - cell * stride]
+        else:
+            above, below = (up.index_select(1, tap[here] - cell * stride) for tap in (top, bottom))
+            up = torch.lerp(above, below, weight[here, None])
+        if image[1] != output[1]:
+            size = up.shape[1], output[1]
+            up = F.interpolate(up[None], size=size, mode="bilinear", align_corners=False)[0]
+        yield start, up
 
 
 def output_masks(
@@ -41,9 +66,9 @@ def output_masks(
     masks = torch.zeros(len(probabilities), *output, dtype=torch.bool, device=probabilities.device)
     rows = torch.zeros(len(masks), output[0], dtype=torch.bool, device=masks.device)
     columns = torch.zeros(len(masks), output[1], dtype=torch.bool, device=masks.device)
-    above = probabilities > threshold
-    spans = zip(_spans(above.any(dim=2)), _spans(above.any(dim=1)), strict=True)
-    for index, (vertical, horizontal) in enumerate(spans):
+    # maxima of floats are much faster than `any`
+    spans_y, spans_x = (_spans(probabilities.amax(dim) > threshold) for dim in (2, 1))
+    for index, (vertical, horizontal) in enumerate(zip(spans_y, spans_x, strict=True)):
         if vertical[1] == 0:
             continue
         window = probabilities[index, vertical[0] : vertical[1], horizontal[0] : horizontal[1]]
@@ -52,9 +77,9 @@ def output_masks(
         if y.empty or x.empty:
             continue
         up = F.interpolate(window[None, None], scale_factor=stride, mode="bilinear", align_corners=False)[0, 0]
-        inside = x.scale(y.scale(up, 0), 1) > threshold
-        masks[index, y.first : y.last, x.first : x.last] = inside
-        rows[index, y.first : y.last] = inside.any(dim=1)
+        scaled = x.scale(y.scale(up, 0), 1)
+        inside = torch.gt(scaled, threshold, out=masks[index, y.first : y.last, x.first : x.last])
+        rows[index, y.first : y.last] = scaled.amax(dim=1) > threshold
         columns[index, x.first : x.last] = inside.any(dim=0)
     return masks, torch.cat([_ends(columns), _ends(rows)], dim=1)[:, [0, 2, 1, 3]].float()
 

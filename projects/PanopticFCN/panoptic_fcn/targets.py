@@ -14,7 +14,7 @@ import torch
 from detectron2.structures import Instances
 from torch.nn import functional as F
 
-from .resize import reduce_labels, reduce_masks
+from .resize import ReducedRows, add_labels, paste_rows, reduce_rows
 
 Size = tuple[int, int]
 
@@ -118,74 +118,96 @@ def make_targets(
         )
     stride = padded[0] // common[0]
     objects = collect_objects(instances, common, stride, options)
-    shares = torch.stack([semantic_shares(x, common, stride, options) for x in sem_segs])
-    semantic = shares[:, : options.num_regions]
+    shares = objects.masks.new_zeros(len(sem_segs), options.num_regions + 1, *common)
+    for sem_seg, canvas in zip(sem_segs, shares, strict=True):
+        add_semantic_shares(sem_seg, canvas, stride, options)
+    semantic = shares[:, :-1]
     sides = ((objects.boxes[:, 2:] - objects.boxes[:, :2]).prod(dim=1)).sqrt()
-    members, cells, centers, regions = [], [], [], []
+    members, cells, centers = [], [], []
     for size, (least, greatest) in zip(levels, options.scales, strict=True):
         member = ((sides >= least) & (sides <= greatest)).nonzero()[:, 0]
         cell = _cells_of(objects.points[member], common, size)
         members.append(member)
         cells.append(cell)
         centers.append(draw_centers(objects, member, cell, len(sem_segs), size, padded, options))
-        regions.append(region_targets(semantic, size))
-    valid = None if options.ignored_as_negative else shares[:, -1]
-    return Targets(objects, members, cells, centers, regions, semantic, valid)
+    valid = None if options.ignored_as_negative else _labelled_shares(shares[:, -1], sem_segs, stride)
+    return Targets(objects, members, cells, centers, region_targets(semantic, levels), semantic, valid)
 
 
 def collect_objects(instances: Sequence[Instances], common: Size, stride: int, options: TargetOptions) -> Objects:
     """The instances of all images, those left out whose mask has no pixel at the common stride."""
     device = instances[0].gt_classes.device
-    masks, images = [], []
-    for index, found in enumerate(instances):
-        # Detectron2's mappers leave the masks of an image without instances out
-        bits = found.gt_masks.tensor if len(found) else torch.zeros(0, 1, 1, dtype=torch.bool, device=device)
-        height, width = _reduced(found.image_size, stride)
-        reduced = reduce_masks(bits, height, width)
-        masks.append(F.pad(reduced, (0, common[1] - width, 0, common[0] - height)))
-        images.append(torch.full((len(found),), index, device=device))
+    counts = [len(x) for x in instances]
     classes = torch.cat([x.gt_classes for x in instances])
     if len(classes) and int(classes.max()) >= options.num_classes:
         raise ValueError(
             f"MODEL.PANOPTIC_FCN.NUM_CLASSES is {options.num_classes}, but an instance has class {int(classes.max())}"
         )
     boxes = torch.cat([x.gt_boxes.tensor for x in instances]).float()
-    every = Objects(torch.cat(masks), torch.cat(images), classes, boxes, boxes[:, :2])
-    filled = every.masks > 0
-    rows, columns = filled.sum(dim=2), filled.sum(dim=1)
-    pixels = rows.sum(dim=1)
-    if options.center == "mass":
-        y, x = ((n * torch.arange(n.shape[1], device=device)).sum(dim=1) / pixels for n in (rows, columns))
-        every.points = torch.stack([x, y], dim=1)
-    else:
-        every.points = (boxes[:, :2] + boxes[:, 2:]) / (2 * stride)
-    seen = pixels > 0
+    masks = torch.zeros(len(classes), *common, device=device)
+    pixels, mass = [], []
+    for found, canvas in zip(instances, masks.split(counts), strict=True):
+        # Detectron2's mappers leave the masks of an image without instances out
+        bits = found.gt_masks.tensor if len(found) else torch.zeros(0, 1, 1, dtype=torch.bool, device=device)
+        reduced = reduce_rows(bits, *_reduced(found.image_size, stride))
+        paste_rows(reduced, canvas)
+        area, center = _centers_of_mass(reduced, len(found))
+        pixels.append(area)
+        mass.append(center)
+    images = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+    points = torch.cat(mass) if options.center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / (2 * stride)
+    seen = torch.cat(pixels) > 0
     if bool(seen.all()):
-        return every
-    return Objects(every.masks[seen], every.images[seen], classes[seen], boxes[seen], every.points[seen])
+        return Objects(masks, images, classes, boxes, points)
+    return Objects(masks[seen], images[seen], classes[seen], boxes[seen], points[seen])
 
 
-def semantic_shares(sem_seg: torch.Tensor, common: Size, stride: int, options: TargetOptions) -> torch.Tensor:
-    """(S + 1, h, w): the share of each region class in the cells, and last that of labelled pixels."""
-    height, width = _reduced((sem_seg.shape[0], sem_seg.shape[1]), stride)
+def _centers_of_mass(reduced: ReducedRows, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of ``count`` masks the number of cells that it touches (count,), and their mean (x, y) (count, 2)."""
+    filled = reduced.shares > 0
+    cells = filled.sum(dim=1)
+    columns = (filled * torch.arange(filled.shape[1], dtype=torch.int32, device=filled.device)).sum(dim=1)
+    sums = torch.stack([cells, columns, cells * reduced.rows], dim=1)
+    area, x, y = sums.new_zeros(count, 3).index_add_(0, reduced.masks, sums).unbind(1)
+    return area, torch.stack([x, y], dim=1) / area[:, None]
+
+
+def add_semantic_shares(sem_seg: torch.Tensor, canvas: torch.Tensor, stride: int, options: TargetOptions) -> None:
+    """Adds the share of each region class, and last that of unlabelled pixels, to (S + 1, h, w) zeros."""
     first = 0 if options.with_things else 1
-    unlabelled = sem_seg == IGNORE_LABEL
-    labels = torch.where(unlabelled, options.num_regions + first, sem_seg)
-    if int(labels.max()) > options.num_regions + first or int(labels.min()) < 0:
+    labels = torch.where(sem_seg == IGNORE_LABEL, options.num_regions + first, sem_seg)
+    least, greatest = (int(x) for x in labels.aminmax())
+    if greatest > options.num_regions + first or least < 0:
         raise ValueError(
             f"MODEL.PANOPTIC_FCN.STUFF.NUM_CLASSES is {options.num_regions} "
             f"({'with' if options.with_things else 'without'} things), but the semantic map has label "
-            f"{int(sem_seg[~unlabelled].max())}"
+            f"{least if least < 0 else greatest}"
         )
-    shares = reduce_labels(labels, height, width, options.num_regions + first)
-    shares = torch.cat([shares[first:-1], 1 - shares[-1:]])
-    return F.pad(shares, (0, common[1] - width, 0, common[0] - height))
+    # without things their label becomes -1, which is left out
+    add_labels(labels - first if first else labels, *_reduced((sem_seg.shape[0], sem_seg.shape[1]), stride), canvas)
 
 
-def region_targets(semantic: torch.Tensor, size: Size) -> torch.Tensor:
-    """(N, S, h, w) shares at a level's size: those of at least 1/2, 0 elsewhere."""
-    shares = F.interpolate(semantic, size=size, mode="bilinear", align_corners=False).clamp(max=1)
-    return torch.where(shares >= 0.5, shares, 0.0)
+def _labelled_shares(unlabelled: torch.Tensor, sem_segs: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
+    """(N, h, w) shares of labelled pixels, of those without a label; 0 in the padding."""
+    valid = torch.zeros_like(unlabelled)
+    for result, shares, sem_seg in zip(valid, unlabelled, sem_segs, strict=True):
+        height, width = _reduced((sem_seg.shape[0], sem_seg.shape[1]), stride)
+        result[:height, :width] = 1 - shares[:height, :width]
+    return valid
+
+
+def region_targets(semantic: torch.Tensor, sizes: Sequence[Size]) -> list[torch.Tensor]:
+    """(N, S, H_l, W_l) shares at the size of each level, of (N, S, h, w): those of at least 1/2, 0 elsewhere."""
+    # an image has few of the classes
+    present = semantic.amax(dim=(2, 3)) > 0
+    planes = semantic[present][:, None]
+    results = []
+    for size in sizes:
+        shares = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[:, 0].clamp_(max=1)
+        regions = semantic.new_zeros(*semantic.shape[:2], *size)
+        regions[present] = shares.masked_fill_(shares < 0.5, 0)
+        results.append(regions)
+    return results
 
 
 def draw_centers(

@@ -26,6 +26,9 @@ def small_cfg(repository: Path) -> Callable[..., CfgNode]:
         cfg.MODEL.FPN.OUT_CHANNELS = 32
         node = cfg.MODEL.PANOPTIC_FCN
         node.NUM_CLASSES, node.STUFF.NUM_CLASSES = 5, 4
+        # all five levels of the release
+        node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+        node.TARGETS.SCALES = ((1, 32), (24, 64), (48, 96), (80, 128), (112, 2048))
         for head in (node.SEMANTIC_FPN, node.POSITION_HEAD, node.KERNEL_HEAD):
             # group normalisation refuses single values: two channels a group on P7 of one cell
             head.CONVS_DIM = 64

@@ -1,9 +1,11 @@
 """Against recorded outputs of the original release (two images, one batch, narrow ResNet-50-FPN).
 
-With the recorded random weights the first deformable convolution of the position head moves its taps by up to 3500
-cells on P3: changing P3 by one unit in the last place changes the logits there by up to 0.005, and the record itself is
-0.008 from its own computation in double precision. So positions on P3, and gradients that pass through that
-convolution, are compared with the tolerances below, and everything after the heads from the recorded head outputs.
+The record was made on two threads. Where two threads and the processor round as then, which equal kernel maps show,
+centres and regions agree within 1e-4 on all levels. Elsewhere they cannot: with the recorded random weights the first
+deformable convolution of the position head moves its taps by up to 3500 cells on P3, so that one unit in the last place
+of P3 changes the logits there by up to 0.005; the record itself is 0.008 from its own computation in double precision.
+Positions on P3, and gradients that pass through the position head's deformable convolutions, then have the tolerances
+below. Everything after the heads is compared from the recorded head outputs.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ KINDS = ("centers", "regions", "kernels")
 SIZE = (384, 448)
 # Centres and regions on P3: most cells agree, few do not.
 P3_MEDIAN, P3_MAXIMUM = 1e-4, 0.03
-# Gradient norms of what lies before the second deformable convolution, relative; two threads instead of one change them
-# by as much.
-ILL_CONDITIONED = ("backbone.", "position_head.tower.0.")
+# Gradient norms of what the taps depend on, relative; two threads instead of one change them by as much.
+ILL_CONDITIONED = ("backbone.", "position_head.tower.")
+# Of these, at most so many are beyond 1e-3 where the processor rounds as the recording one.
+ILL_CONDITIONED_NORMS = 4
 ILL_CONDITIONED_TOLERANCE = 0.05
 # Pixels of one mask whose probability is the threshold up to rounding.
 BORDER_PIXELS = 3
@@ -47,6 +50,12 @@ KEYS = {
     "MODEL.INFERENCE.COMBINE.STUFF_AREA_LIMIT": "MODEL.PANOPTIC_FCN.COMBINE.STUFF_AREA_LIMIT",
     "MODEL.INFERENCE.COMBINE.INST_THRESH": "MODEL.PANOPTIC_FCN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
 }
+
+
+@pytest.fixture(scope="module")
+def same_rounding(record: Record, outputs: HeadOutputs) -> bool:
+    """Whether the features of P3 are the recorded ones to the last bit."""
+    return np.array_equal(outputs.kernels[0].numpy(), record["eval/kernels/p3"])
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +123,10 @@ def prediction(record: Record, model: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_golden_panoptic_fcn_levels(record: Record, outputs: HeadOutputs, kind: str) -> None:
+def test_golden_panoptic_fcn_levels(record: Record, outputs: HeadOutputs, same_rounding: bool, kind: str) -> None:
     for name, found in zip(LEVELS, getattr(outputs, kind), strict=True):
         difference = np.abs(found.numpy() - record[f"eval/{kind}/{name}"])
-        if name == "p3" and kind != "kernels":
+        if name == "p3" and kind != "kernels" and not same_rounding:
             assert np.median(difference) <= P3_MEDIAN
             assert difference.max() <= P3_MAXIMUM
         else:
@@ -128,7 +137,7 @@ def test_golden_panoptic_fcn_encoded_feature(record: Record, outputs: HeadOutput
     np.testing.assert_allclose(outputs.encoded.numpy(), record["eval/encoded"], atol=1e-4, rtol=0)
 
 
-def test_golden_panoptic_fcn_losses_and_gradients(record: Record, model: nn.Module) -> None:
+def test_golden_panoptic_fcn_losses_and_gradients(record: Record, model: nn.Module, same_rounding: bool) -> None:
     model.train()
     model.zero_grad()
     losses = model(batch(record))
@@ -143,9 +152,13 @@ def test_golden_panoptic_fcn_losses_and_gradients(record: Record, model: nn.Modu
     released = list(norms)
     found = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == names.keys()
+    beyond = []
     for name, index in names.items():
+        if found[name] != pytest.approx(norms[released[int(index)]], rel=1e-3):
+            beyond.append(name)
         tolerance = ILL_CONDITIONED_TOLERANCE if name.startswith(ILL_CONDITIONED) else 1e-3
         assert found[name] == pytest.approx(norms[released[int(index)]], rel=tolerance), name
+    assert not same_rounding or len(beyond) <= ILL_CONDITIONED_NORMS, beyond
 
 
 def test_golden_panoptic_fcn_whole_model(record: Record, model: nn.Module) -> None:

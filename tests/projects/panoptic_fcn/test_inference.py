@@ -19,10 +19,11 @@ from convmask.projects.panoptic_fcn.inference import (
     fuse_things,
     matrix_nms_decay,
     rescore,
+    semantic_map,
     stuff_kernels,
     thing_kernels,
 )
-from convmask.projects.panoptic_fcn.rescale import output_masks, rescale
+from convmask.projects.panoptic_fcn.rescale import output_masks, rescale, strips
 
 
 @pytest.mark.parametrize("window", [3, 5])
@@ -127,9 +128,25 @@ def test_masks_are_those_scaled_at_full_size(image: tuple, output: tuple | None,
     probabilities[2, :, 5:] = 0
     masks, boxes = output_masks(probabilities, 0.4, 4, image, output)
     expected = rescale(probabilities, 4, image, output)
+    for rows in (7, 200):
+        pieces = list(strips(probabilities, 4, image, output, rows))
+        assert [start for start, _ in pieces] == list(range(0, output[0], rows))
+        torch.testing.assert_close(torch.cat([piece for _, piece in pieces], dim=1), expected)
     differing = masks != (expected > 0.4)
     assert (expected[differing] - 0.4).abs().max() < 1e-5 if differing.any() else True
     torch.testing.assert_close(boxes, BitMasks(masks).get_bounding_boxes().tensor)
+
+
+def test_semantic_map_is_the_argmax() -> None:
+    torch.manual_seed(0)
+    stuff = Masks(torch.rand(3, 12, 10), torch.ones(3), torch.tensor([1, 2, 4]))
+    stuff.probabilities[2] = stuff.probabilities[1]
+    stuff.probabilities[:, :4, :4] = 0
+    sem_seg, labels = semantic_map(stuff, 5, 4, (45, 40), (100, 60))
+    torch.testing.assert_close(sem_seg[[1, 2, 4]], rescale(stuff.probabilities, 4, (45, 40), (100, 60)))
+    assert not sem_seg[[0, 3]].any()
+    assert torch.equal(labels, sem_seg.argmax(dim=0))
+    assert labels.unique().tolist() == [0, 1, 2]
 
 
 def test_nothing_gives_nothing() -> None:
