@@ -79,16 +79,17 @@ class DeformConv2d(nn.Module):
         offsets, logits = predicted[:, : 2 * self.taps], predicted[:, 2 * self.taps :]
         convolve = deform_conv2d_by_bags if x.device.type == "cpu" else deform_conv2d
         # torchvision's operator takes tensors of one type, and its autocasting leaves the mask alone
+        kind = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             x = convolve(
-                x.float(),
-                offsets.float(),
-                self.weight.float(),
-                None if self.bias is None else self.bias.float(),
+                x.to(kind),
+                offsets.to(kind),
+                self.weight.to(kind),
+                None if self.bias is None else self.bias.to(kind),
                 stride=self.stride,
                 padding=self.padding,
                 dilation=self.dilation,
-                mask=logits.float().sigmoid() if self.modulated else None,
+                mask=logits.to(kind).sigmoid() if self.modulated else None,
             )
         if self.norm is not None:
             x = self.norm(x)

@@ -37,6 +37,14 @@ def test_against_sampling_of_each_tap(modulated: bool) -> None:
     torch.testing.assert_close(layer(x), naive(layer, x), atol=1e-4, rtol=1e-4)
 
 
+def test_double_precision_stays() -> None:
+    layer = DeformConv2d(4, 6, padding=1, modulated=True, zero_offsets=False).double()
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    found = layer(x)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, layer.float()(x.float()).double(), atol=1e-4, rtol=1e-4)
+
+
 def test_begins_as_a_plain_convolution() -> None:
     layer = DeformConv2d(3, 5, padding=1, modulated=False, bias=False)
     x = torch.randn(1, 3, 6, 6)
