@@ -77,7 +77,9 @@ class DeformConv2d(nn.Module):
         """(N, in_channels, H, W) to (N, out_channels, H', W'), the sizes of a plain convolution."""
         predicted = self.offset(x)
         offsets, logits = predicted[:, : 2 * self.taps], predicted[:, 2 * self.taps :]
-        convolve = deform_conv2d_by_bags if x.device.type == "cpu" else deform_conv2d
+        # torchvision's backward pass on the CPU takes ten times as long
+        learns = torch.is_grad_enabled() and x.device.type == "cpu"
+        convolve = deform_conv2d_by_bags if learns else deform_conv2d
         # torchvision's operator takes tensors of one type, and its autocasting leaves the mask alone
         kind = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
