@@ -33,8 +33,8 @@ Record = dict[str, np.ndarray]
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 KINDS = ("centers", "regions", "kernels")
 SIZE = (384, 448)
-# Centres and regions on P3: most cells agree, few do not. The greatest difference is of two results that are each off by
-# up to P3_ROUNDING.
+# Centres and regions on P3: most cells agree, few do not. The greatest difference is of two results that are each off
+# by about P3_ROUNDING.
 P3_MEDIAN, P3_MAXIMUM = 1e-4, 0.03
 # How far the record is from double precision on P3, at most and at the median, and on other levels.
 P3_ROUNDING, P3_ROUNDING_MEDIAN, ROUNDING = 1e-2, 3e-5, 2e-5
