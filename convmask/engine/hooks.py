@@ -116,7 +116,7 @@ class Evaluations:
 
         Args:
             until: iterations that the run has done. What is of later ones, from before an older checkpoint was resumed,
-                or of a run that began anew, is forgotten.
+                or of a run that began anew, is forgotten, in the file too: this run will come to those iterations.
         """
         try:
             with open(self._path, encoding="utf-8") as file:
@@ -131,6 +131,8 @@ class Evaluations:
             last, best = 0, {}
         self.last = last if last <= until else 0
         self.best = best if best.get("iteration", 0) <= until else {}
+        if (self.last, self.best) != (last, best):
+            self.write()
 
     def write(self) -> None:
         """Replaces the file."""

@@ -55,11 +55,30 @@ def check_schedule(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, no multiple of the number of processes "
             f"({processes}){passes}"
         )
-    if solver.REFERENCE_WORLD_SIZE and solver.REFERENCE_IMS_PER_BATCH:
+
+
+def scale_with_processes(cfg: CfgNode) -> CfgNode:
+    """Scales batch, learning rate and schedule with the processes, if ``SOLVER.REFERENCE_WORLD_SIZE`` asks for it.
+
+    Returns:
+        ``cfg`` if nothing is to be scaled, else a copy: see Detectron2's ``DefaultTrainer.auto_scale_workers``.
+
+    Raises:
+        ConfigError: the config's batch cannot be shared out among so many, or both references are set.
+    """
+    solver = cfg.SOLVER
+    reference = solver.REFERENCE_WORLD_SIZE
+    if reference and solver.REFERENCE_IMS_PER_BATCH:
         raise ConfigError(
-            f"SOLVER.REFERENCE_WORLD_SIZE {solver.REFERENCE_WORLD_SIZE} and SOLVER.REFERENCE_IMS_PER_BATCH "
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} and SOLVER.REFERENCE_IMS_PER_BATCH "
             f"{solver.REFERENCE_IMS_PER_BATCH} both scale the learning rate: set one of them"
         )
+    if reference < 0 or (reference and solver.IMS_PER_BATCH % reference):
+        raise ConfigError(
+            f"SOLVER.REFERENCE_WORLD_SIZE is {reference}; it has to be 0 or a number of processes that share "
+            f"SOLVER.IMS_PER_BATCH ({solver.IMS_PER_BATCH}) evenly"
+        )
+    return DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
 
 
 class Trainer(DefaultTrainer):
@@ -84,7 +103,7 @@ class Trainer(DefaultTrainer):
         """
         # DefaultTrainer.__init__ would build Detectron2's step and checkpointer, and its DDP fails on the CPU.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_with_processes(cfg)
         check_schedule(cfg)
         with errors_of_config("the training"):
             self.cfg = cfg = scale_learning_rate(cfg)

@@ -98,6 +98,9 @@ def test_what_is_of_later_iterations_or_unreadable_is_forgotten(tmp_path: Path) 
     assert record.last == 0 and record.best["value"] == 7.0
     record.read(5)
     assert record.best == {}
+    # In the file too: the run that has begun anew is killed in its own evaluation of that iteration, and resumed.
+    record.read(9)
+    assert (record.last, record.best) == (0, {})
     (tmp_path / "evaluations.json").write_text('{"last": "x"')
     record.read(9)
     assert (record.last, record.best) == (0, {})

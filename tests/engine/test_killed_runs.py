@@ -17,7 +17,7 @@ def run(folder: Path, *kills: str) -> list[str]:
     """The lines about the runs, each of which has to be equal to the reference."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), *kills]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()[1:]
     assert lines and all(line.endswith(": equal") for line in lines)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -33,6 +35,14 @@ def test_poly_with_constant_parts() -> None:
     found = rates(LR_SCHEDULER_NAME="WarmupPolyLR", WARMUP_METHOD="constant", POLY_LR_CONSTANT_ENDING=0.4)
     assert found[1] == pytest.approx(0.05 * (19 / 20) ** 0.9)
     assert found[-1] == pytest.approx(0.2)
+
+
+def test_cosine_falls_to_nothing_after_the_warm_up() -> None:
+    found = rates(LR_SCHEDULER_NAME="WarmupCosineLR")
+    expected = [0.25 * (1 + math.cos(math.pi * iteration / 20)) for iteration in range(20)]
+    assert found[5:] == pytest.approx(expected[5:])
+    # Detectron2's warm-up is a straight line to where the curve is at its end.
+    assert found[:5] == pytest.approx([0.05 + (expected[5] - 0.05) * iteration / 5 for iteration in range(5)])
 
 
 def test_detectron2s_schedules_remain() -> None:

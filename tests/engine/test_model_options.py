@@ -27,11 +27,11 @@ def trained(cfg: CfgNode) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_activation_checkpointing_changes_nothing(method: str, tiny_options: list[str]) -> None:
+# Of activation checkpointing and bfloat16, this is that the trainer does it; other methods: test_every_method.py.
+def test_activation_checkpointing_changes_nothing(tiny_options: list[str]) -> None:
     options = [*tiny_options, "SOLVER.MAX_ITER", "2"]
-    plain = trained(config(method, options)).model.state_dict()
-    trainer = trained(config(method, options, "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING", "True"))
+    plain = trained(config("panoptic_fpn", options)).model.state_dict()
+    trainer = trained(config("panoptic_fpn", options, "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING", "True"))
     saving = trainer.model.state_dict()
     assert saving.keys() == plain.keys()
     for name, value in plain.items():
@@ -66,10 +66,9 @@ def test_a_backbone_without_known_blocks_is_refused() -> None:
         checkpoint_activations(nn.Sequential(nn.Conv2d(1, 1, 1)))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_bfloat16_on_the_cpu(method: str, tiny_options: list[str]) -> None:
-    trainer = trained(config(method, tiny_options, "SOLVER.AMP.ENABLED", "True"))
-    exact = trained(config(method, tiny_options))
+def test_bfloat16_on_the_cpu(tiny_options: list[str]) -> None:
+    trainer = trained(config("panoptic_fpn", tiny_options, "SOLVER.AMP.ENABLED", "True"))
+    exact = trained(config("panoptic_fpn", tiny_options))
     assert trainer._trainer._precision == torch.bfloat16 and trainer._trainer.grad_scaler is None
     ours, theirs = (run.storage.history("total_loss").values()[0][0] for run in (trainer, exact))
     assert ours == pytest.approx(theirs, rel=0.05)

@@ -19,7 +19,7 @@ _SMALL = [
 def _run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "train_net.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 @pytest.mark.slow

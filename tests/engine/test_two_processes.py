@@ -25,7 +25,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     scenarios = ("equivalence", "empty_images", "unused_parameter", "a_process_dies", "resumed")
     command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), *scenarios]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     return folder, {name: int(code) for name, code in (line.split() for line in done.stdout.splitlines())}
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch.nn import functional as F
+
+from convmask.utils.processes import mean_over_processes
 
 from .fcos_head import FCOSOutputs, flatten_levels
 from .fcos_targets import FCOSTargets
@@ -40,7 +41,7 @@ def fcos_losses(outputs: FCOSOutputs, targets: FCOSTargets, options: FCOSLossOpt
     """
     logits = flatten_levels(outputs.logits)
     positive = targets.classes >= 0
-    normalizer = _mean_of_processes(positive.sum().float()).clamp(min=1)
+    normalizer = mean_over_processes(positive.sum().float()).clamp(min=1)
     one_hot = F.one_hot(targets.classes + 1, logits.shape[2] + 1)[..., 1:].to(logits.dtype)
     focal = sigmoid_focal_loss(logits, one_hot, alpha=options.focal_alpha, gamma=options.focal_gamma, reduction="sum")
 
@@ -55,7 +56,7 @@ def fcos_losses(outputs: FCOSOutputs, targets: FCOSTargets, options: FCOSLossOpt
     bce = F.binary_cross_entropy_with_logits(predicted, center, reduction="sum")
     return {
         "loss_cls": focal / normalizer,
-        "loss_reg": (box * center).sum() / _mean_of_processes(center.sum()).clamp(min=_LEAST_SUM),
+        "loss_reg": (box * center).sum() / mean_over_processes(center.sum()).clamp(min=_LEAST_SUM),
         "loss_centerness": bce / normalizer,
     }
 
@@ -99,12 +100,3 @@ def box_loss(found: torch.Tensor, wanted: torch.Tensor, kind: str) -> torch.Tens
 
 def _area(distances: torch.Tensor) -> torch.Tensor:
     return (distances[:, 0] + distances[:, 2]) * (distances[:, 1] + distances[:, 3])
-
-
-def _mean_of_processes(value: torch.Tensor) -> torch.Tensor:
-    processes = comm.get_world_size()
-    if processes == 1:
-        return value.detach()
-    total = value.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total / processes

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from detectron2.utils import comm
 from torch.nn import functional as F
 
 from convmask.losses import soft_focal_loss
+from convmask.utils.processes import mean_over_processes
 
 from .assignment import DICE_EPSILON, CostOptions, cost_matrix, resize_logits, solve
 from .kernel_head import KernelHeadOutputs
@@ -232,7 +232,7 @@ def class_loss(
     """
     target = F.one_hot(assigned.labels, sum(counts) + 1)[..., :-1].to(logits.dtype)
     loss = soft_focal_loss(logits, target, **options.focal) * class_weights(logits.shape[1], counts, logits.device)
-    return loss.sum() / _mean_over_processes(assigned.positive.sum().to(logits.dtype)).clamp(min=1)
+    return loss.sum() / mean_over_processes(assigned.positive.sum().float()).clamp(min=1)
 
 
 def class_weights(num_kernels: int, counts: tuple[int, int], device: torch.device) -> torch.Tensor:
@@ -242,10 +242,3 @@ def class_weights(num_kernels: int, counts: tuple[int, int], device: torch.devic
     weights[: num_kernels - num_stuff, :num_things] = 1
     weights[num_kernels - num_stuff :, num_things:] = torch.eye(num_stuff, device=device)
     return weights
-
-
-def _mean_over_processes(value: torch.Tensor) -> torch.Tensor:
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(value)
-        value = value / comm.get_world_size()
-    return value
