@@ -91,7 +91,7 @@ def draw(drawing: Drawing, stride: int, path: str) -> None:
     )
     limit = float(np.quantile(np.abs(drawing.logits), 0.9))  # the largest values are saturated
     figure = pyplot.figure(figsize=(16, 5), layout="constrained")
-    parts = figure.subfigures(1, 4, width_ratios=[1, 1.3, 1.3, 1])
+    parts: Any = figure.subfigures(1, 4, width_ratios=[1, 1.3, 1.3, 1])
     axes = parts[0].subplots()
     axes.imshow(drawing.image)
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="red", linewidth=2))
