@@ -27,15 +27,15 @@ def lovasz_hinge(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tenso
         errors, foreground = errors.masked_fill(~valid, -torch.inf), targets & valid
     errors, order = errors.sort(dim=1, descending=True)
     with torch.no_grad():
-        gains = _jaccard_gains(foreground.gather(1, order))
+        gains = _jaccard_gains(foreground.gather(1, order)).to(torch.promote_types(logits.dtype, torch.float32))
     return (F.relu(errors) * gains).sum(dim=1)
 
 
 def _jaccard_gains(foreground: torch.Tensor) -> torch.Tensor:
-    """(N, P): by how much the Jaccard loss grows when one more of the (N, P) sorted pixels is wrong."""
+    """(N, P) float64: by how much the Jaccard loss grows when one more of the (N, P) sorted pixels is wrong."""
     wrong = foreground.cumsum(dim=1)
     count = wrong[:, -1:]
     union = count + (~foreground).cumsum(dim=1)
     # in double precision: neighbours differ by 1 / P
     jaccard = 1 - (count - wrong).double() / union.clamp(min=1)
-    return torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1).float()
+    return torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1)

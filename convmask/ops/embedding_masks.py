@@ -29,8 +29,8 @@ def embedding_masks(
 ) -> Tensor:
     """Logarithms of mask probabilities, a map for each proposal (formula: see the module).
 
-    All tensors are on one device. Differentiable, once, in the first three. Computed in float32, or in float64 for
-    float64; the result does not depend on the number of threads.
+    All tensors are on one device. Differentiable, once, in the first three, if all pixels are finite, those outside the
+    boxes too. Computed in float32, or in float64 for float64; the result does not depend on the number of threads.
 
     Args:
         pixels: (D, H, W) float16, bfloat16, float32 or float64.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
@@ -10,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from convmask.data.class_counts import register_class_counts
 
 from .fcos_losses import BOX_LOSSES
+from .inference import LOG_OUTSIDE
 
 _NODE = "MODEL.EMBED_MASK"
 MARGIN_SOURCES = ("boxes", "features")
@@ -40,6 +42,8 @@ def check_fcos_config(cfg: CfgNode, shape: Mapping[str, ShapeSpec]) -> None:
     if sizes != sorted(sizes):
         raise ValueError(f"{_NODE}.FCOS.SIZES_OF_INTEREST {sizes} does not ascend")
     _check_choice("FCOS.BOX_LOSS", node.FCOS.BOX_LOSS, BOX_LOSSES)
+    if not 0 < node.FCOS.PRIOR_PROB < 1:
+        raise ValueError(f"{_NODE}.FCOS.PRIOR_PROB is {node.FCOS.PRIOR_PROB}, not between 0 and 1")
     if "instances" not in cfg.INPUT.TARGETS:
         raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} needs 'instances' in INPUT.TARGETS")
 
@@ -68,10 +72,19 @@ def check_embed_mask_config(cfg: CfgNode, shape: Mapping[str, ShapeSpec]) -> Non
     _check_choice("INFERENCE.MASK_CELLS", node.INFERENCE.MASK_CELLS, MASK_CELLS)
     if (3 if node.POSITION_CHANNELS else 1) > node.EMBED_DIM:
         raise ValueError(f"{_NODE}.EMBED_DIM is {node.EMBED_DIM}: 1 or more, with POSITION_CHANNELS 3 or more")
-    if not 0 < node.INFERENCE.MASK_THRESH < 1:
-        raise ValueError(f"{_NODE}.INFERENCE.MASK_THRESH is {node.INFERENCE.MASK_THRESH}, not between 0 and 1")
+    least = math.exp(LOG_OUTSIDE) if node.INFERENCE.MASK_VALUES == "logarithm" else 0.0
+    if not least < node.INFERENCE.MASK_THRESH < 1:
+        raise ValueError(
+            f"{_NODE}.INFERENCE.MASK_THRESH is {node.INFERENCE.MASK_THRESH}, not between {least:.2g} and 1"
+        )
     if node.MARGIN.PRIOR <= 0:
         raise ValueError(f"{_NODE}.MARGIN.PRIOR is {node.MARGIN.PRIOR}: a distance, above 0")
+    if node.MARGIN.BOX_SCALE == 0:
+        raise ValueError(f"{_NODE}.MARGIN.BOX_SCALE is 0: pixels, above 0, or -1")
+    if not 0 <= node.TRAINING.PROBABILITY_FLOOR < 0.5:
+        raise ValueError(
+            f"{_NODE}.TRAINING.PROBABILITY_FLOOR is {node.TRAINING.PROBABILITY_FLOOR}, not from 0 to below 0.5"
+        )
 
 
 def _check_levels(cfg: CfgNode, key: str, names: list[str], shape: Mapping[str, ShapeSpec]) -> None:

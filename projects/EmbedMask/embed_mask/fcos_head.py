@@ -34,9 +34,9 @@ class FCOSOutputs(NamedTuple):
     units: tuple[float, ...]
 
     def float(self) -> FCOSOutputs:
-        """The same in single precision."""
-        logits, distances, centerness, features = ([x.float() for x in level] for level in self[:4])
-        return FCOSOutputs(logits, distances, centerness, features, self.units)
+        """The same with predictions in single precision; the features, which only heads read, stay as they are."""
+        logits, distances, centerness = ([x.float() for x in level] for level in self[:3])
+        return FCOSOutputs(logits, distances, centerness, self.box_features, self.units)
 
     def sizes(self) -> list[tuple[int, int]]:
         """(H_l, W_l) of each level."""

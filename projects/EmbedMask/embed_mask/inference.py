@@ -16,7 +16,7 @@ from .losses import margins_in_use
 Size = tuple[int, int]
 
 # Logarithm of the probability outside a box.
-_LOG_OUTSIDE = -10.0
+LOG_OUTSIDE = -10.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MaskOptions:
     @property
     def fill(self) -> float:
         """The value outside a box."""
-        return 0.0 if self.values == "probability" else _LOG_OUTSIDE
+        return 0.0 if self.values == "probability" else LOG_OUTSIDE
 
     @property
     def least(self) -> float:

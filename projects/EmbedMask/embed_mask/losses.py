@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -165,10 +166,9 @@ def log_odds(exponents: torch.Tensor, floor: float) -> torch.Tensor:
 
     Args:
         exponents: any shape, at least 0.
-        floor: p is kept between this and 1 minus this, and in any case below 1 by 1e-6.
+        floor: from 0 to below 1/2. p is kept between this and 1 minus this, and in any case below 1 by 1e-6.
     """
-    least = max(floor, _CEILING)
-    s = exponents.clamp(min=least)  # -ln(1 - x) is x for so small an x
+    s = exponents.clamp(min=-math.log1p(-max(floor, _CEILING)))
     if floor > 0:
-        s = s.clamp(max=-torch.tensor(floor, dtype=torch.float64).log().item())
+        s = s.clamp(max=-math.log(floor))
     return -s - torch.log(-torch.expm1(-s))

@@ -87,6 +87,13 @@ def test_the_class_count_follows_from_the_dataset(small_cfg: Callable[..., CfgNo
         ((f"{NODE}.TRAINING.MASK_LOSS", "dice"), "MASK_LOSS 'dice' is not one of lovasz, bce"),
         ((f"{NODE}.INFERENCE.MASK_VALUES", "log"), "MASK_VALUES 'log' is not one of probability, logarithm"),
         ((f"{NODE}.INFERENCE.MASK_THRESH", 1.0), "MASK_THRESH is 1.0"),
+        (
+            (f"{NODE}.INFERENCE.MASK_VALUES", "logarithm", f"{NODE}.INFERENCE.MASK_THRESH", 1e-5),
+            "between 4.5e-05 and 1",
+        ),
+        ((f"{NODE}.TRAINING.PROBABILITY_FLOOR", 0.5), r"PROBABILITY_FLOOR is 0\.5"),
+        ((f"{NODE}.MARGIN.BOX_SCALE", 0.0), "BOX_SCALE is 0"),
+        ((f"{NODE}.FCOS.PRIOR_PROB", 0.0), r"PRIOR_PROB is 0\.0"),
         ((f"{NODE}.EMBED_DIM", 2, f"{NODE}.POSITION_CHANNELS", True), "with POSITION_CHANNELS 3 or more"),
         (("INPUT.TARGETS", ("sem_seg",)), "EmbedMask needs 'instances' in INPUT.TARGETS"),
     ],
