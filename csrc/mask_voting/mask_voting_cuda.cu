@@ -214,7 +214,7 @@ MaskVotingResult mask_voting_cuda(const Tensor& masks, const Tensor& boxes, cons
   const Tensor found = place.lt(kept.numel());
   const Tensor safe = place.clamp_max(kept.numel() - 1);
   const Tensor chosen = at::where(found, kept.flatten().index_select(0, safe), at::full({}, -1, whole)).contiguous();
-  const Tensor categories = (safe.div(limit, "floor") + 1).contiguous();
+  const Tensor categories = safe.div(limit, "floor").add(1).contiguous();
 
   const Tensor space = at::empty({limit, rois}, whole), weights = at::empty({limit, rois}, real);
   vote<<<static_cast<unsigned>(std::min(limit, kMostBlocks)), kThreads, 0, stream>>>(

@@ -38,12 +38,11 @@ class TestInsideOutsideAssemble(OperatorTester):
 
     def samples(self, generator: torch.Generator) -> Iterator[tuple[Any, ...]]:
         maps, rois = draw(generator, 2, 2, 2, (3, 2))
-        yield maps, rois, None, 4, 1 / 32, True, 1
-        yield maps, rois, labels_for(rois, 2), 4, 1 / 32, True, 1
-        maps, rois = draw(generator, 1, 1, 6, (3, 3))  # more classes than a narrow vector has
-        yield maps, rois, None, 3, 1 / 32, False, 0
-        maps, rois = draw(generator, 1, 2, 3, (3, 2))
-        yield maps, rois, labels_for(rois, 3), 3, 1 / 32, True, 1  # 3 bins in 2 cells
+        yield maps, rois, None, 2, 1 / 32, True, 1
+        maps, rois = draw(generator, 1, 1, 6, (2, 2))  # more classes than a narrow vector has
+        yield maps, rois, None, 2, 1 / 48, False, 0
+        maps, rois = draw(generator, 1, 2, 2, (3, 2))
+        yield maps, rois, labels_for(rois, 2), 3, 1 / 32, True, 1  # 3 bins in 2 cells
 
     def empty_samples(self) -> Iterator[tuple[Any, ...]]:
         maps = torch.ones(1, 2, 2, 2, 3, 4, 4, dtype=torch.float64)

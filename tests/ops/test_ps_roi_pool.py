@@ -56,10 +56,9 @@ class TestPSRoIPool(OperatorTester):
     differentiable = (0,)
 
     def samples(self, generator: torch.Generator) -> Iterator[tuple[Any, ...]]:
-        yield draw_maps(generator, 2, 8, 3, 3), draw_rois(generator, 2), 2, 4, 1 / 32, True
-        yield draw_maps(generator, 1, 9, 3, 3), draw_rois(generator, 1), 3, 3, 1 / 32, False
-        yield draw_maps(generator, 1, 2, 6, 5), draw_rois(generator, 1), 1, 4, 1 / 16, True
-        yield draw_maps(generator, 1, 4, 3, 3), draw_rois(generator, 1), 2, 5, 1 / 32, True  # 5 bins in 2 cells
+        yield draw_maps(generator, 2, 4, 3, 3), draw_rois(generator, 2), 2, 3, 1 / 32, True  # 3 bins in 2 cells
+        yield draw_maps(generator, 1, 4, 3, 3), draw_rois(generator, 1), 2, 2, 1 / 32, False
+        yield draw_maps(generator, 1, 2, 3, 2), draw_rois(generator, 1), 1, 2, 1 / 32, True
 
     def empty_samples(self) -> Iterator[tuple[Any, ...]]:
         maps = torch.ones(1, 9, 4, 4, dtype=torch.float64)
@@ -103,9 +102,9 @@ class TestPSRoIPoolBackward(OperatorTester):
 
     def samples(self, generator: torch.Generator) -> Iterator[tuple[Any, ...]]:
         rois = draw_rois(generator, 2)
-        yield draw_maps(generator, len(rois), 2, 3, 3), rois, 2, 6, 5, 3, 1 / 16, True
+        yield draw_maps(generator, len(rois), 1, 3, 3), rois, 2, 3, 3, 2, 1 / 32, True
         rois = draw_rois(generator, 1)
-        yield draw_maps(generator, len(rois), 1, 3, 3), rois, 1, 6, 5, 2, 1 / 16, False
+        yield draw_maps(generator, len(rois), 2, 2, 2), rois, 1, 3, 2, 1, 1 / 32, False
 
     def empty_samples(self) -> Iterator[tuple[Any, ...]]:
         gradient, rois = torch.ones(0, 2, 6, 6, dtype=torch.float64), torch.zeros(0, 5, dtype=torch.float64)
