@@ -27,6 +27,7 @@ def small_cfg(repository: Path) -> Callable[..., CfgNode]:
         node = cfg.MODEL.PANOPTIC_FCN
         node.NUM_CLASSES, node.STUFF.NUM_CLASSES = 5, 4
         # all five levels of the release
+        cfg.MODEL.BACKBONE.NAME = "build_narrow_resnet_fpn_p7_backbone"
         node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
         node.TARGETS.SCALES = ((1, 32), (24, 64), (48, 96), (80, 128), (112, 2048))
         for head in (node.SEMANTIC_FPN, node.POSITION_HEAD, node.KERNEL_HEAD):
