@@ -11,14 +11,13 @@ of the product of all kernels with all, which is one of its calls.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
 from torch import Tensor
 
 from convmask.ops import extension_status, fuse_kernels, fuse_kernels_reference
@@ -85,16 +84,6 @@ def compare(kind: str, arguments: tuple[Tensor, Tensor, Tensor], class_specific:
         ratio = times["release"] / times["fuse_kernels"]
         fusion = "apart" if class_specific else "together"
         print(f"| {kind:8} | {fusion:8} | {len(fused):4} | {threads:7} |{microseconds} {ratio:14.1f} |", flush=True)
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -12,15 +12,14 @@ operator. Prints medians in milliseconds, for each number of threads.
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
 from torch import Tensor
 from torchvision.ops import ps_roi_pool as torchvision_ps_roi_pool
 
@@ -70,16 +69,6 @@ def backward_of(function: Callable[[Tensor], tuple[Tensor, ...]], maps: Tensor) 
 def peak_memory() -> float:
     """MB, since the start of the process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -9,14 +9,13 @@ of forward and backward, and their ratio to the release's form: einsum for masks
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from machine import processor
 from torch import Tensor
 from torch.nn import functional
 
@@ -143,16 +142,6 @@ def median_times(forms: dict[str, Form], inputs: tuple[Tensor, Tensor], backward
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
     return [statistics.median(values[1:]) for values in times.values()]
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -11,16 +11,15 @@ in milliseconds, for each number of threads of ours (OpenCV uses one).
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from machine import processor
 
 from convmask.ops import extension_status, mask_voting
 
@@ -98,16 +97,6 @@ def median_times(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[
             function()
             times[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

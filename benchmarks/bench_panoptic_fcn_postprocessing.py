@@ -13,7 +13,6 @@ outputs take and includes the results, and in turns in this one for its time; th
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.modeling import build_model
+from machine import processor
 from panoptic_fcn_release import release_kernels, release_postprocessing
 from torch import Tensor
 from torch.nn import functional
@@ -180,16 +180,6 @@ def median_times(case: Case, output: tuple[int, int], repeats: int) -> dict[str,
             implementation(*case, output)
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def compare(case: Case, output: tuple[int, int], repeats: int) -> None:

@@ -9,15 +9,14 @@ objects are ellipses of the sizes that they have in COCO. The results are compar
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.structures import BitMasks, Instances
+from machine import processor
 from panoptic_fcn_release_targets import LevelTargets, ReleaseTargets
 from torch import Tensor
 
@@ -81,16 +80,6 @@ def median_times(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[
             function()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -10,16 +10,15 @@ function, and as the floor the time of one pass over the masks' bytes (their sum
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Instances
+from machine import processor
 from torch import Tensor
 
 from convmask.ops import extension_status, panoptic_merge, panoptic_merge_reference
@@ -85,16 +84,6 @@ def compare(kind: str, arguments: Arguments, overlap_threshold: float, repeats: 
         milliseconds = "".join(f" {1000 * times[name]:14.2f} |" for name in functions)
         ratio = times["detectron2"] / times["panoptic_merge"]
         print(f"| {kind:5} | {threads:7} |{milliseconds} {ratio:17.1f} |", flush=True)
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
