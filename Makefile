@@ -82,7 +82,7 @@ $(ENVIRONMENT): $(wildcard requirements/*.txt packaging/*.py) pyproject.toml
 	@test -f requirements/torch-$(TORCH).txt || { echo "TORCH=$(TORCH): there is no such pair, there are" \
 	  $(sort $(patsubst requirements/torch-%.txt,%,$(wildcard requirements/torch-*.txt))) >&2; exit 1; }
 	@"$(PYTHON)" packaging/create_environment.py $(VENV) $(if $(filter file,$(origin PYTHON)),,--exactly)
-	$(PIP) install $(foreach name,torch-$(TORCH) build runtime dev,-r requirements/$(name).txt)
+	$(PIP) install $(foreach name,torch-$(TORCH) build runtime dev tools,-r requirements/$(name).txt)
 	$(PY) packaging/provide.py
 	@echo $(TORCH) > $@
 
