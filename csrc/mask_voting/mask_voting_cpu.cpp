@@ -1,5 +1,6 @@
 // CPU kernel of mask voting. A binarised mask is kept as the runs of its rows, which are found from its S x S values
 // without looking at every pixel; a canvas is never stored, only those of its pixels that a result needs.
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -503,7 +504,7 @@ MaskVotingResult mask_voting_cpu(const Tensor& masks, const Tensor& boxes, const
   const VotingOptions options = check_mask_voting(masks, boxes, scores, height, width, nms_threshold, merge_threshold,
                                                   binary_threshold, score_threshold, max_detections, procedure);
   const int64_t rois = masks.size(0), classes = scores.size(1), area = masks.size(1) * masks.size(2);
-  const Tensor exact_masks = masks.to(at::kDouble).contiguous(), exact_boxes = boxes.to(at::kDouble).contiguous();
+  const Tensor dense_masks = masks.contiguous(), exact_boxes = boxes.to(at::kDouble).contiguous();
   const Tensor exact_scores = scores.to(at::kDouble).contiguous();
   const double* score = exact_scores.const_data_ptr<double>();
   const double* edges = exact_boxes.const_data_ptr<double>();
@@ -528,16 +529,21 @@ MaskVotingResult mask_voting_cpu(const Tensor& masks, const Tensor& boxes, const
     }
   }
   std::vector<RunMask> rendered(rois);
-  at::parallel_for(0, rois, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      if (used[r]) {
-        rendered[r] = render(exact_masks.const_data_ptr<double>() + r * area, edges + 4 * r, options);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, masks.scalar_type(), "mask_voting", [&] {
+    const auto* values = dense_masks.const_data_ptr<scalar_t>();
+    at::parallel_for(0, rois, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
+      std::vector<double> exact(area);
+      for (int64_t r = begin; r < end; ++r) {
+        if (used[r]) {
+          std::copy_n(values + r * area, area, exact.data());
+          rendered[r] = render(exact.data(), edges + 4 * r, options);
+        }
       }
-    }
+    });
   });
 
   const Tensor voted_boxes = at::zeros({max_detections, 4}, exact_boxes.options());
-  const Tensor voted_masks = at::zeros({max_detections, options.size, options.size}, exact_masks.options());
+  const Tensor voted_masks = at::zeros({max_detections, options.size, options.size}, exact_boxes.options());
   const Tensor voted_scores = at::zeros({max_detections}, exact_scores.options());
   const Tensor voted_classes = at::full({max_detections}, -1, boxes.options().dtype(at::kLong));
   auto* box = voted_boxes.data_ptr<double>();
