@@ -45,34 +45,40 @@ def draw(rois: int, classes: int, height: int, width: int, objects: int) -> tupl
     return masks.astype(np.float32), boxes.astype(np.float32), scores.astype(np.float32)
 
 
-def overlaps_with(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU, both ends included."""
+def areas_of(boxes: np.ndarray) -> np.ndarray:
+    """Areas, both ends included."""
+    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+
+
+def overlaps_with(box: np.ndarray, boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """IoU, both ends included, with boxes of given areas."""
     w = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0]) + 1
     h = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1]) + 1
     both = np.maximum(w, 0) * np.maximum(h, 0)
-    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     return both / ((box[2] - box[0] + 1) * (box[3] - box[1] + 1) + areas - both)
 
 
-def suppress(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
+def suppress(boxes: np.ndarray, areas: np.ndarray, scores: np.ndarray) -> list[int]:
     """NMS of one class."""
     order, kept = np.argsort(-scores, kind="stable"), []
     while len(order):
         kept.append(int(order[0]))
-        order = order[1:][overlaps_with(boxes[order[0]], boxes[order[1:]]) <= NMS]
+        first, order = order[0], order[1:]
+        order = order[overlaps_with(boxes[first], boxes[order], areas[order]) <= NMS]
     return kept[:LIMIT]
 
 
 def vote(masks: np.ndarray, boxes: np.ndarray, scores: np.ndarray, height: int, width: int) -> list[Any]:
     """(box, score, class, mask) of each result, as the release's CPU procedure."""
-    found = [(roi, c) for c in range(1, scores.shape[1]) for roi in suppress(boxes, scores[:, c])]
+    areas = areas_of(boxes)
+    found = [(roi, c) for c in range(1, scores.shape[1]) for roi in suppress(boxes, areas, scores[:, c])]
     values = np.sort([scores[pair] for pair in found])[::-1]
     least = max(values[min(LIMIT, len(values)) - 1], LEAST)
     results = []
     for roi, category in found:
         if scores[roi, category] < least:
             continue
-        candidates = np.flatnonzero(overlaps_with(boxes[roi], boxes) >= MERGE)
+        candidates = np.flatnonzero(overlaps_with(boxes[roi], boxes, areas) >= MERGE)
         weights = scores[candidates, category] / scores[candidates, category].sum()
         canvas = np.zeros((height, width), np.float32)
         for candidate, weight in zip(candidates, weights, strict=True):

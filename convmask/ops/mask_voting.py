@@ -278,5 +278,5 @@ register_operator(
     reference=mask_voting_reference,
     fake=_fake,
     setup_context=_setup_context,
-    slowdown="about 25 times slower",
+    slowdown="about 50 times slower",
 )

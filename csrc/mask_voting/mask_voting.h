@@ -77,11 +77,11 @@ CONVMASK_HOST_DEVICE inline PixelBox to_pixels(const double* box, bool ends_incl
   return {to_pixel(box[0]), to_pixel(box[1]), to_pixel(box[2]) + more, to_pixel(box[3]) + more};
 }
 
-// Intersection over union of two boxes, ends excluded.
+// Intersection over union of two boxes, ends excluded; NaN if a coordinate is.
 CONVMASK_HOST_DEVICE inline double overlap(const double* a, const double* b) {
-  const double w = fmax(fmin(a[2], b[2]) - fmax(a[0], b[0]), 0.0);
-  const double h = fmax(fmin(a[3], b[3]) - fmax(a[1], b[1]), 0.0);
-  const double both = w * h;
+  const double w = (a[2] < b[2] ? a[2] : b[2]) - (a[0] > b[0] ? a[0] : b[0]);
+  const double h = (a[3] < b[3] ? a[3] : b[3]) - (a[1] > b[1] ? a[1] : b[1]);
+  const double both = (w > 0 ? w : 0) * (h > 0 ? h : 0);
   return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both);
 }
 

@@ -89,7 +89,7 @@ class TestMaskVoting(OperatorTester):
     rois=st.integers(1, 40),
     classes=st.integers(2, 6),
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
-    side=st.sampled_from([1, 2, 7, 21]),
+    side=st.sampled_from([1, 2, 7, 21, 64, 70]),
     limit=st.integers(1, 60),
     thresholds=st.tuples(*[st.sampled_from([0.1, 0.3, 0.5, 0.7])] * 3),
     procedure=st.integers(0, 2),
