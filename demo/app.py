@@ -18,7 +18,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 from detectron2.utils.logger import setup_logger
 
 from convmask.demo.local_page import LocalPage
-from convmask.demo.models import Models, Result, find_models, model_files
+from convmask.demo.models import Models, Session, find_models, model_files
 from convmask.demo.uploads import UploadLimits, read_upload
 from convmask.demo.view import figure_html, gallery_html, legend, picture, rows, summary, table_html
 from convmask.engine import ConfigError, one_line_errors
@@ -65,23 +64,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--debug", action="store_true", help="show the traceback of every error")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="changes to all configs")
     return parser.parse_args(arguments)
-
-
-@dataclass
-class Session:
-    """What one open page holds.
-
-    Attributes:
-        image: (H, W, 3) BGR.
-        problem: why there is no image.
-        results: by model, of this image.
-        examples: images of data sets that were asked for.
-    """
-
-    image: np.ndarray | None = None
-    problem: str = "Drop an image, or take one of the data set."
-    results: dict[str, Result] = field(default_factory=dict)
-    examples: int = 0
 
 
 class Card:
@@ -128,17 +110,18 @@ class Card:
 
     def draw(self, session: Session, threshold: float) -> dict[Any, Any]:
         """Updates of everything that depends on the result and the score threshold."""
-        result = session.results.get(self.name)
-        if result is None or session.image is None:
-            hint = "" if session.image is None else "not run yet"
+        # another image may take their place meanwhile
+        result, image = session.results.get(self.name), session.image
+        if result is None or image is None:
+            hint = "" if image is None else "not run yet"
             return {self.summary: self._title(hint), self.masks: "", self.regions: ""}
         masks, regions = "This model gives no objects.", "This model gives objects alone."
         if result.objects is not None:
-            drawn = picture(session.image, result.objects, threshold)
+            drawn = picture(image, result.objects, threshold)
             masks = figure_html(drawn, f"objects of {self.name}", photo=True)
         if result.regions is not None:
-            size = session.image.shape[0], session.image.shape[1]
-            drawn = picture(session.image, result.regions, threshold)
+            size = image.shape[0], image.shape[1]
+            drawn = picture(image, result.regions, threshold)
             regions = figure_html(drawn, f"map of {self.name}", photo=True) + legend(result.regions, threshold, size)
         return {self.summary: self._title(summary(result, threshold)), self.masks: masks, self.regions: regions}
 
@@ -313,11 +296,12 @@ class Page:
         return updates
 
     def _table(self, session: Session, chosen: list[str], score: float) -> str:
-        if session.image is None:
+        image, results = session.image, dict(session.results)
+        if image is None:
             return ""
-        size = session.image.shape[0], session.image.shape[1]
-        found = [(name, session.results[name]) for name in self.models.infos if name in session.results]
-        return table_html([x for name, result in found if name in chosen for x in rows(name, result, score, size)])
+        size = image.shape[0], image.shape[1]
+        found = [(name, results[name]) for name in self.models.infos if name in results and name in chosen]
+        return table_html([row for name, result in found for row in rows(name, result, score, size)])
 
     def _values(self, card: Card, sliders: Sequence[float]) -> Sequence[float]:
         """The values of the sliders of one model."""

@@ -86,6 +86,23 @@ class Result:
     seconds: float
 
 
+@dataclass
+class Session:
+    """What one open page holds.
+
+    Attributes:
+        image: (H, W, 3) BGR.
+        problem: why there is no image.
+        results: by model, of this image.
+        examples: images of data sets that were asked for.
+    """
+
+    image: np.ndarray | None = None
+    problem: str = "Drop an image, or take one of the data set."
+    results: dict[str, Result] = field(default_factory=dict)
+    examples: int = 0
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What is known of a model before it is built.

@@ -39,7 +39,7 @@ def rows(name: str, result: Result, threshold: float, size: tuple[int, int]) -> 
         threshold: objects with a lower score are left out.
         size: (height, width) of the image.
     """
-    table = []
+    table: list[tuple[str, ...]] = []
     for segment in confident(result.objects if result.objects is not None else result.regions or [], threshold):
         pixels = int(segment.mask.sum())
         height, width = segment.mask.shape
