@@ -18,19 +18,22 @@ TORCH ?= $(or $(shell cat $(ENVIRONMENT) 2>/dev/null),2.14)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install build demo test test-all lint format check-detectron2 wheel clean distclean FORCE
+.PHONY: help install build demo viewer test test-all lint format check-detectron2 wheel clean distclean FORCE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Variables: PYTHON=python3.12 (to create .venv with), TORCH=2.9 (a pair of requirements/torch-*.txt),"
-	@echo "ARGS='-k panoptic' (for pytest), IMAGE=photo.jpg WEIGHTS=model.pth CONFIG=config.yaml (for demo)."
+	@echo "ARGS='-k panoptic' (for pytest; options for viewer), IMAGE=photo.jpg WEIGHTS=model.pth CONFIG=config.yaml (for demo)."
 
 install: $(EXTENSION) ## create .venv, or complete it, with everything that the other targets need
 
 demo: $(EXTENSION) ## train, evaluate and draw a small model; with IMAGE=photo.jpg: predict on it (WEIGHTS=, CONFIG=)
 	@$(PY) -W ignore demo/quick_demo.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	  $(if $(CONFIG),--config "$(CONFIG)")
+
+viewer: $(EXTENSION) ## look at images with the models in output/ (or ARGS='--model FOLDER') in a browser
+	@$(PY) -W ignore demo/app.py $(ARGS)
 
 test: $(EXTENSION) ## run the tests that take seconds
 	$(PY) -m pytest -m "not slow" $(ARGS)

@@ -55,3 +55,22 @@ def load(name: str) -> ModuleType:
     if name not in available():
         raise ImportError(f"no method {name!r} in convmask.projects; there are {', '.join(available())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def part_of(architecture: type, part: str) -> ModuleType | None:
+    """Imports an optional module of the method that a class belongs to.
+
+    Args:
+        architecture: a class of a method, or of its subclasses elsewhere.
+        part: name of the module: ``"viewer"`` is ``convmask.projects.<method>.viewer``.
+
+    Returns:
+        The module; None where the class is of no method in ``convmask.projects``, or the method has no such module.
+    """
+    for ancestor in architecture.__mro__:
+        if not ancestor.__module__.startswith(f"{__name__}."):
+            continue
+        package = ".".join(ancestor.__module__.split(".")[:3])
+        if importlib.util.find_spec(f"{package}.{part}") is not None:
+            return importlib.import_module(f"{package}.{part}")
+    return None

@@ -25,40 +25,25 @@ from convmask.data.loader import build_test_loader
 from convmask.demo.model import demo_config
 from convmask.projects.embed_mask import EmbedMask
 from convmask.projects.embed_mask.heads import enlarge
+from convmask.projects.embed_mask.viewer import embedding_picture
 from convmask.visualization import contact_sheet, draw_prediction, save_image
 from convmask.visualization.draw import default_scale
 from convmask.visualization.draw import enlarge as enlarge_picture
+from convmask.visualization.maps import input_picture
 
 CAPTIONS = ("image", "pixel embedding", "masks")
-# Standard deviations of a component that the range of a colour spans, on either side.
-SPREAD = 2.0
-
-
-def principal_colors(embedding: torch.Tensor) -> torch.Tensor:
-    """(h, w, 3) from 0 to 1: the first three principal components of a (D, h, w) embedding; 1/2 is the mean."""
-    vectors = embedding.flatten(1).T.double()
-    vectors = vectors - vectors.mean(0)
-    components = torch.linalg.svd(vectors, full_matrices=False).Vh[:3]
-    # the sign is arbitrary: the largest entry is positive
-    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
-    projected = vectors @ (components * largest.sign()).T
-    colors = 0.5 + projected / (2 * SPREAD * projected.std(0).clamp(min=1e-12))
-    return colors.clamp(0, 1).float().view(*embedding.shape[1:], 3)
 
 
 @torch.no_grad()
 def row(model: EmbedMask, inputs: dict, metadata: object, threshold: float) -> list[np.ndarray]:
     """The three pictures of an image."""
-    image = inputs["image"].permute(1, 2, 0).numpy()
-    image = np.ascontiguousarray(image[..., ::-1] if model.input_format == "BGR" else image)
-    height, width = image.shape[:2]
-    _, embeddings = model.predict(model.preprocess_image([inputs]).tensor)
+    images = model.preprocess_image([inputs])
+    height, width = (int(side) for side in images.image_sizes[0])
+    _, embeddings = model.predict(images.tensor)
     pixels = enlarge(embeddings.pixels, model.scale_factor)[0]
-    stride = model.mask_stride
-    seen = pixels[:, : -(-height // stride), : -(-width // stride)]
-    colors = principal_colors(seen).permute(2, 0, 1)[None]
-    colors = torch.nn.functional.interpolate(colors, scale_factor=stride, mode="bilinear")[0, :, :height, :width]
-    picture = (255 * colors.permute(1, 2, 0)).round().byte().numpy()
+    padded = images.tensor.shape[2], images.tensor.shape[3]
+    picture = embedding_picture(pixels, padded, (height, width), (height, width))
+    image = input_picture(inputs, model.input_format)
     result = model([{**inputs, "height": height, "width": width}])[0]
     scale = default_scale(height, width)
     masks = draw_prediction(image, result, metadata, scale=scale, threshold=threshold, labels=False)
