@@ -200,7 +200,8 @@ def find_configs(folder: str) -> dict[str, Path]:
 def command_for(path: Path, args: argparse.Namespace, output: str) -> list[str]:
     """The command line that measures one of several configs."""
     command = [sys.executable, __file__, "--config-file", str(path), "--json", output]
-    for name in (*_SINGLE, *_SEVERAL):
+    # first those of several values: the last of them would take the changes to the config at the end for its own
+    for name in (*_SEVERAL, *_SINGLE):
         value = getattr(args, name)
         if value is not None:
             values = value if name in _SEVERAL else [value]
@@ -242,10 +243,10 @@ def measure_all(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     """The last line that a process wrote, or the signal that ended it."""
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode}"
     lines = done.stderr.strip().splitlines()
-    if done.returncode < 0 or not lines:
-        return f"ended with {done.returncode}" + (" (signal)" if done.returncode < 0 else "")
-    return lines[-1].removeprefix("error: ")
+    return lines[-1].removeprefix("error: ") if lines else f"ended with exit code {done.returncode}"
 
 
 def save(args: argparse.Namespace, records: list[dict[str, Any]], failed: dict[str, str]) -> None:
