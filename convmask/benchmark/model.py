@@ -106,7 +106,8 @@ def benchmark_config(
         warmup: calls that do not count, at least; every batch is seen once.
         repeats: calls that count. They go through the batches in turn, so that the spread is also that of the images.
         counts: also parameters, FLOPs and activations, of the image of median area.
-        memory: also the peak; on the CPU in a process of its own, eager only, since a compiler takes more than a model.
+        memory: also the peak, of the first batch; on the CPU in a process of its own, eager only, since a compiler
+            takes more than a model.
         imports: modules and files that register what the config names, for that process.
         progress: called after every call that counts.
 
