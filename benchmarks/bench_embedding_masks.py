@@ -16,18 +16,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import processor
 from torch import Tensor
 
+from convmask.benchmark import extra_memory, in_fresh_process, median_times, processor
 from convmask.ops import embedding_masks, embedding_masks_in_boxes, embedding_masks_reference, extension_status
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -95,28 +91,10 @@ def keep_freed_memory() -> None:
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
-    """Of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def medians(functions: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each; they take turns, so that a disturbance hits all alike.
-
-    In its turn each runs twice, and the second time counts: the first finds caches and memory as another left them.
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 2):
-        for name, function in functions.items():
-            function()
-            times[name].append(seconds(function, device))
-    return {name: 1000 * statistics.median(values[2:]) for name, values in times.items()}
+    """Median milliseconds of each."""
+    times = median_times(functions, repeats, device, warmup=2, prepared=True)
+    return {name: 1000 * seconds for name, seconds in times.items()}
 
 
 def implementations(boxes: Tensor) -> dict[str, dict[str, Callable[..., Tensor]]]:
@@ -167,25 +145,14 @@ def relative(found: Tensor, exact: Tensor) -> float:
     return ((found - exact).abs() / exact.abs().clamp(min=1e-30)).max().item()
 
 
-def extra_memory(name: str, args: argparse.Namespace) -> float:
-    """Peak MiB above what is there with the inputs. Runs once, in a fresh process on the CPU (Linux)."""
+def memory_of(name: str, args: argparse.Namespace) -> float:
+    """Peak MiB above what is there with the inputs, in a process on the CPU that has done nothing else."""
     inputs, boxes = draw_inputs(args)
     function = embedding_masks if name == "whole map" else implementations(boxes)["in boxes"].get(name, broadcast)
     tiny = torch.zeros(0, args.dims, device=args.device)
     embedding_masks(inputs[0], tiny, tiny[:, 0])  # libraries load what they need
     torch.ones(8, 8) @ torch.ones(8, 8)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_resident_memory()
-    values = function(*inputs)
-    after = peak_resident_memory()
-    assert len(values)
-    return (after - before) / 2**10
-
-
-def peak_resident_memory() -> int:
-    """KiB."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
-    return int(line.split()[1])
+    return extra_memory(lambda: function(*inputs))
 
 
 def main() -> None:
@@ -197,11 +164,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=200)
     parser.add_argument("--width", type=int, default=304)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory_of:
-        print(extra_memory(args.memory_of, args))
-        return
 
     keep_freed_memory()
     inputs, boxes = draw_inputs(args)
@@ -219,12 +182,9 @@ def main() -> None:
         slow = medians({"broadcast": lambda: broadcast(*inputs)}, 1, args.device)["broadcast"]
     print(f"\nbroadcast, whole map, forward: {slow:.0f} ms")
     if args.device == "cpu" and sys.platform == "linux":
-        for memory_of in ("operator", "whole map", *ALTERNATIVES, "broadcast"):
-            command = [sys.executable, __file__, "--memory-of", memory_of]
-            for option in ("proposals", "dims", "height", "width"):
-                command += [f"--{option}", str(getattr(args, option))]
-            found = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(f"memory of {'operator in boxes' if memory_of == 'operator' else memory_of}: {found:.1f} MiB")
+        for name in ("operator", "whole map", *ALTERNATIVES, "broadcast"):
+            found = in_fresh_process(memory_of, name, args)
+            print(f"memory of {'operator in boxes' if name == 'operator' else name}: {found:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ of the product of all kernels with all, which is one of its calls.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from machine import processor
 from torch import Tensor
 
+from convmask.benchmark import median_times, processor
 from convmask.ops import extension_status, fuse_kernels, fuse_kernels_reference
 
 OBJECTS, CLASSES, THRESHOLD = 100, 80, 0.9
@@ -49,21 +47,6 @@ def draw_input(kind: str, number: int, dims: int, generator: torch.Generator) ->
     return kernels, torch.rand(number, generator=generator).sort(descending=True)[0], classes
 
 
-def median_times(functions: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each function; they take turns, so that a disturbance hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 5):
-        for name, function in functions.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[5:]) for name, values in times.items()}
-
-
 def compare(kind: str, arguments: tuple[Tensor, Tensor, Tensor], class_specific: bool, repeats: int) -> None:
     """Checks that the results are equal, and prints one row for each thread count."""
     kernels, scores, _ = arguments
@@ -79,7 +62,7 @@ def compare(kind: str, arguments: tuple[Tensor, Tensor, Tensor], class_specific:
     device = kernels.device.type
     for threads in range(1, torch.get_num_threads() + 1) if device == "cpu" else [1]:
         torch.set_num_threads(threads)
-        times = median_times(functions, repeats, device)
+        times = median_times(functions, repeats, device, warmup=5)
         microseconds = "".join(f" {1e6 * times[name]:12.0f} |" for name in functions)
         ratio = times["release"] / times["fuse_kernels"]
         fusion = "apart" if class_specific else "together"

@@ -12,17 +12,14 @@ operator. Prints medians in milliseconds, for each number of threads.
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from machine import processor
 from torch import Tensor
 from torchvision.ops import ps_roi_pool as torchvision_ps_roi_pool
 
+from convmask.benchmark import extra_memory, median_times, processor
 from convmask.ops import extension_status, inside_outside_assemble, ps_roi_pool
 
 STRIDE = 16
@@ -46,17 +43,6 @@ def unfused(channels: Tensor, rois: Tensor, classes: int, k: int, size: int) -> 
     return scores, pooled[torch.arange(len(rois)), chosen]
 
 
-def median_times(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each function; they take turns, so that a disturbance hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
 def backward_of(function: Callable[[Tensor], tuple[Tensor, ...]], maps: Tensor) -> Callable[[], Any]:
     """Runs the backward of ``function`` alone, again and again."""
     leaf = maps.detach().requires_grad_()
@@ -64,11 +50,6 @@ def backward_of(function: Callable[[Tensor], tuple[Tensor, ...]], maps: Tensor) 
     generator = torch.Generator().manual_seed(1)
     gradients = [torch.randn(result.shape, generator=generator) for result in results]
     return lambda: torch.autograd.grad(results, leaf, gradients, retain_graph=True)
-
-
-def peak_memory() -> float:
-    """MB, since the start of the process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -99,9 +80,8 @@ def main() -> None:
         "channels last": lambda: assemble(last),
         "channels first": lambda: assemble(first),
     }
-    before = peak_memory()
+    extra = extra_memory(lambda: assemble(last)) * 2**20 / 1e6
     scores, logits, _ = assemble(last)
-    extra = peak_memory() - before
     for other in (assemble(first)[:2], unfused(release, rois, classes, k, size)):
         torch.testing.assert_close((scores, logits), tuple(other), rtol=1e-4, atol=1e-4)
 
@@ -120,7 +100,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         for name, functions in (("forward", forward), ("backward", backward)):
             times = median_times(functions, args.repeats)
-            cells = [f"{times[way]:.1f}" if way in times else "" for way in forward]
+            cells = [f"{1000 * times[way]:.1f}" if way in times else "" for way in forward]
             print(f"| {name:8} | {threads:7} | {cells[0]:>11} | {cells[1]:>7} | {cells[2]:>13} | {cells[3]:>14} |")
 
 

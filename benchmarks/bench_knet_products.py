@@ -9,15 +9,15 @@ of forward and backward, and their ratio to the release's form: einsum for masks
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from machine import processor
 from torch import Tensor
 from torch.nn import functional
+
+from convmask.benchmark import median_times, processor
 
 
 class Shape(NamedTuple):
@@ -128,22 +128,6 @@ def run(form: Form, inputs: tuple[Tensor, Tensor], backward: bool) -> Tensor:
     return result
 
 
-def median_times(forms: dict[str, Form], inputs: tuple[Tensor, Tensor], backward: bool, repeats: int) -> list[float]:
-    """Median seconds of each form."""
-    on_cuda = inputs[1].is_cuda
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(repeats + 1):
-        for name, form in forms.items():
-            if on_cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run(form, inputs, backward)
-            if on_cuda:
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return [statistics.median(values[1:]) for values in times.values()]
-
-
 def main() -> None:
     """Runs the comparison and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -161,8 +145,16 @@ def main() -> None:
             expected = run(next(iter(forms.values())), inputs, False)
             for form in forms.values():
                 torch.testing.assert_close(run(form, inputs, False), expected, rtol=1e-3, atol=1e-2)
-            forward = median_times(forms, inputs, False, args.repeats)
-            both = median_times(forms, inputs, True, args.repeats)
+            forward, both = (
+                list(
+                    median_times(
+                        {key: partial(run, form, inputs, backward) for key, form in forms.items()},
+                        args.repeats,
+                        args.device,
+                    ).values()
+                )
+                for backward in (False, True)
+            )
             for form_name, f, b in zip(forms, forward, both, strict=True):
                 print(
                     f"| {product} | {shape.name} {tuple(shape[1:])} | {form_name} | {1000 * f:.2f} | "

@@ -11,16 +11,13 @@ in milliseconds, for each number of threads of ours (OpenCV uses one).
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from machine import processor
 
+from convmask.benchmark import median_times, processor
 from convmask.ops import extension_status, mask_voting
 
 NMS, MERGE, BINARY, LEAST, LIMIT = 0.3, 0.5, 0.4, 1e-3, 100
@@ -94,17 +91,6 @@ def vote(masks: np.ndarray, boxes: np.ndarray, scores: np.ndarray, height: int, 
     return results
 
 
-def median_times(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each function; they take turns, so that a disturbance hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
 def main() -> None:
     """Runs the comparison and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -140,7 +126,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         times = median_times(functions, args.repeats)
         ratio = times["alternative"] / times["ours"]
-        print(f"| {threads:7} | {times['alternative']:16.1f} | {times['ours']:11.2f} | {ratio:5.0f} |")
+        print(f"| {threads:7} | {1000 * times['alternative']:16.1f} | {1000 * times['ours']:11.2f} | {ratio:5.0f} |")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,9 @@ outputs take and includes the results, and in turns in this one for its time; th
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +23,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.modeling import build_model
-from machine import processor
 from panoptic_fcn_release import release_kernels, release_postprocessing
 from torch import Tensor
 from torch.nn import functional
 
+from convmask.benchmark import extra_memory, in_fresh_process, median_times, processor
 from convmask.checkpoint import Checkpointer
 from convmask.config import get_cfg
 from convmask.data.images import read_image
@@ -145,41 +142,13 @@ def check_equal(expected: dict[str, Any], found: dict[str, Any]) -> None:
     assert len(segments) == len(expected["segments"]), "the segments differ"
 
 
-def extra_memory(name: str, file: str, output: tuple[int, int]) -> float:
-    """Peak MiB above what is there with model and head outputs. Runs once, in a fresh process."""
+def memory_of(name: str, file: str, output: tuple[int, int]) -> float:
+    """Peak MiB above what is there with model and head outputs, in a process that has done nothing else."""
     model, outputs = torch.load(file, weights_only=False)
     # libraries load what they need
     small = HeadOutputs(*([torch.ones(len(x), 4, 4) for x in maps] for maps in outputs[:3]), outputs.encoded)
     IMPLEMENTATIONS[name](model, small, (80, 80))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is there
-    before = peak_resident_memory()
-    results = IMPLEMENTATIONS[name](model, outputs, output)
-    after = peak_resident_memory()
-    assert results
-    return (after - before) / 2**10
-
-
-def peak_resident_memory() -> int:
-    """KiB. Linux only; `ru_maxrss` would begin at the peak of the parent process."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
-    return int(line.split()[1])
-
-
-def extra_memory_in_a_process(name: str, file: str, output: tuple[int, int]) -> float:
-    """``extra_memory`` of a process that has done nothing else."""
-    command = [sys.executable, __file__, "--memory-of", name, file, "--output", *map(str, output)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def median_times(case: Case, output: tuple[int, int], repeats: int) -> dict[str, float]:
-    """Median seconds of each implementation; they take turns, so that a disturbance hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in IMPLEMENTATIONS}
-    for _ in range(repeats + 1):
-        for name, implementation in IMPLEMENTATIONS.items():
-            start = time.perf_counter()
-            implementation(*case, output)
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+    return extra_memory(lambda: IMPLEMENTATIONS[name](model, outputs, output))
 
 
 def compare(case: Case, output: tuple[int, int], repeats: int) -> None:
@@ -196,12 +165,13 @@ def compare(case: Case, output: tuple[int, int], repeats: int) -> None:
     del expected, found
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:
         torch.save(case, file.name)
-        memory = {name: extra_memory_in_a_process(name, file.name, output) for name in IMPLEMENTATIONS}
+        memory = {name: in_fresh_process(memory_of, name, file.name, output) for name in IMPLEMENTATIONS}
     print("| threads | release, ms | convmask, ms | ratio | release, MiB | convmask, MiB | ratio |")
     print("|---------|-------------|--------------|-------|--------------|---------------|-------|")
     for threads in range(1, torch.get_num_threads() + 1):
         torch.set_num_threads(threads)
-        plain, ours = median_times(case, output, repeats).values()
+        functions = {name: partial(how, *case, output) for name, how in IMPLEMENTATIONS.items()}
+        plain, ours = median_times(functions, repeats).values()
         print(
             f"| {threads:7} | {1000 * plain:11.0f} | {1000 * ours:12.1f} | {plain / ours:5.1f} | "
             f"{memory['release']:12.0f} | {memory['convmask']:13.0f} | {memory['release'] / memory['convmask']:5.1f} |",
@@ -217,13 +187,9 @@ def main() -> None:
     parser.add_argument("--image", help="a file, for the model")
     parser.add_argument("--output", type=int, nargs=2, default=SIZE, metavar=("H", "W"), help="size of the result")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config")
     args = parser.parse_args()
     output = tuple(args.output)
-    if args.memory_of:
-        print(extra_memory(*args.memory_of, output))
-        return
     if args.weights and not (args.config_file and args.image):
         parser.error("--weights needs --config-file and --image")
     compare(from_weights(args) if args.weights else drawn(args), output, args.repeats)

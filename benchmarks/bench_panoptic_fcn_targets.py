@@ -9,17 +9,15 @@ objects are ellipses of the sizes that they have in COCO. The results are compar
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.structures import BitMasks, Instances
-from machine import processor
 from panoptic_fcn_release_targets import LevelTargets, ReleaseTargets
 from torch import Tensor
 
+from convmask.benchmark import median_times, processor
 from convmask.projects.panoptic_fcn.targets import TargetOptions, Targets, make_targets
 
 HEIGHT, WIDTH = 800, 1333
@@ -69,17 +67,6 @@ def check_equal(found: Targets, release: list[list[LevelTargets]]) -> None:
             for actual, wanted in pairs:
                 # weights of the interpolation are rounded differently: 1333 / 333 pixels a cell
                 torch.testing.assert_close(actual, wanted, rtol=0, atol=2e-4)
-
-
-def median_times(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each function; they take turns, so that a disturbance hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def main() -> None:

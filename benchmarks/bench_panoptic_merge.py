@@ -10,17 +10,15 @@ function, and as the floor the time of one pass over the masks' bytes (their sum
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Instances
-from machine import processor
 from torch import Tensor
 
+from convmask.benchmark import median_times, processor
 from convmask.ops import extension_status, panoptic_merge, panoptic_merge_reference
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -46,21 +44,6 @@ def draw_input(kind: str, instances: int, height: int, width: int, generator: to
     patches = torch.randint(54, (height // 100 + 1, width // 100 + 1), generator=generator)
     sem_seg = patches.repeat_interleave(100, 0).repeat_interleave(100, 1)[:height, :width].contiguous()
     return masks, scores, classes, sem_seg
-
-
-def median_times(functions: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each function; they take turns, so that a disturbance hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def compare(kind: str, arguments: Arguments, overlap_threshold: float, repeats: int) -> None:

@@ -9,18 +9,14 @@ of its own for its memory, which is the peak above what the inputs take, and in 
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
-from machine import processor
 from torch import Tensor
 from torch.nn import functional
 
+from convmask.benchmark import extra_memory, in_fresh_process, median_times, processor
 from convmask.ops import region_kernels
 
 LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
@@ -60,52 +56,14 @@ def forward_backward(
     return kernels, list(torch.autograd.grad(loss, [kernel_map for kernel_map, _ in inputs]))
 
 
-def extra_memory(name: str, args: argparse.Namespace) -> float:
-    """Peak MiB above what is there with the inputs. Runs once, in a fresh process on the CPU."""
+def memory_of(name: str, args: argparse.Namespace) -> float:
+    """Peak MiB above what is there with the inputs, in a process that has done nothing else."""
     small = [
         (torch.ones(1, 2, 4, 4, device=args.device, requires_grad=True), torch.ones(1, 2, 4, 4, device=args.device))
     ]
     forward_backward(IMPLEMENTATIONS[name], small)  # libraries load what they need
     inputs = draw_inputs(args.regions, args.channels, args.device)
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        forward_backward(IMPLEMENTATIONS[name], inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is there
-    before = peak_resident_memory()
-    results = forward_backward(IMPLEMENTATIONS[name], inputs)
-    after = peak_resident_memory()
-    assert results
-    return (after - before) / 2**10
-
-
-def peak_resident_memory() -> int:
-    """KiB. Linux only; `ru_maxrss` would begin at the peak of the parent process."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
-    return int(line.split()[1])
-
-
-def extra_memory_in_a_process(name: str, args: argparse.Namespace) -> float:
-    """``extra_memory`` of a process that has done nothing else."""
-    options = ["--device", args.device, "--regions", str(args.regions), "--channels", str(args.channels)]
-    command = [sys.executable, __file__, "--memory-of", name, *options]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def median_times(inputs: list[tuple[Tensor, Tensor]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each implementation; they take turns, so that a disturbance hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in IMPLEMENTATIONS}
-    for _ in range(repeats + 1):
-        for name, implementation in IMPLEMENTATIONS.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            forward_backward(implementation, inputs)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+    return extra_memory(lambda: forward_backward(IMPLEMENTATIONS[name], inputs), args.device)
 
 
 def main() -> None:
@@ -115,11 +73,7 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=30)
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory-of", choices=list(IMPLEMENTATIONS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory_of:
-        print(extra_memory(args.memory_of, args))
-        return
 
     inputs = draw_inputs(args.regions, args.channels, args.device)
     for expected, actual in zip(*(forward_backward(f, inputs) for f in IMPLEMENTATIONS.values()), strict=True):
@@ -129,12 +83,13 @@ def main() -> None:
         f"{args.regions} regions, {args.channels} channels, P3 to P7 of 800 x 1333, float32; medians of {args.repeats}"
     )
     print(f"{name}; {torch.get_num_threads()} threads; torch {torch.__version__}\n")
-    memory = {name: extra_memory_in_a_process(name, args) for name in IMPLEMENTATIONS}
+    memory = {name: in_fresh_process(memory_of, name, args) for name in IMPLEMENTATIONS}
     print("| threads | release, ms | region_kernels, ms | ratio | release, MiB | region_kernels, MiB | ratio |")
     print("|---------|-------------|--------------------|-------|--------------|---------------------|-------|")
     for threads in range(1, torch.get_num_threads() + 1) if args.device == "cpu" else [1]:
         torch.set_num_threads(threads)
-        times = median_times(inputs, args.repeats, args.device)
+        functions = {name: partial(forward_backward, how, inputs) for name, how in IMPLEMENTATIONS.items()}
+        times = median_times(functions, args.repeats, args.device)
         release, ours = times.values()
         print(
             f"| {threads:7} | {1000 * release:11.1f} | {1000 * ours:18.2f} | {release / ours:5.0f} | "

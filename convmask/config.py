@@ -134,7 +134,7 @@ def add_training_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
     # torch.compile in training.
     cfg.MODEL.COMPILE = CfgNode()
-    # Parts of the model to compile, by their names: ("backbone",), ("backbone", "sem_seg_head"). (): none.
+    # Parts of the model to compile, modules or methods: ("backbone",), ("backbone", "sem_seg_head.layers"). (): none.
     cfg.MODEL.COMPILE.MODULES = ()
     # torch.compile's backend
     cfg.MODEL.COMPILE.BACKEND = "inductor"
