@@ -1,4 +1,4 @@
-"""Installs ConvMask. Not in pyproject.toml: the methods' folders outside the package, and the compiled operators."""
+"""Installs ConvMask. Not in pyproject.toml: methods and configs outside the package, and the compiled operators."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ PROJECTS = {
     f"convmask.projects.{p.parent.name}": str(p.parent.relative_to(ROOT)) for p in ROOT.glob("projects/*/*/__init__.py")
 }
 
+# In a wheel; a clone's configs are found where they are (convmask.engine.config_files).
+CONFIGS = {"convmask.configs": "configs"}
+
 setup(
-    packages=find_packages(include=["convmask", "convmask.*"]) + list(PROJECTS),
-    package_dir=PROJECTS,
+    packages=find_packages(include=["convmask", "convmask.*"]) + list(PROJECTS) + list(CONFIGS),
+    package_dir=PROJECTS | CONFIGS,
+    package_data={"convmask.configs": ["*/*.yaml", "*/*.json", "*/*.py"]},
     **extension_arguments(),
 )

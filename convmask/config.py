@@ -16,6 +16,11 @@ def add_convmask_config(cfg: CfgNode) -> None:
     # Check the annotations of all datasets, and that their files exist, before training (convmask.data.validation).
     cfg.DATASETS.VALIDATE = True
 
+    # Datasets to register: lists of a name, a kind and paths, [name, "panoptic", image_root, panoptic_json,
+    # panoptic_root] or [name, "instances", image_root, json_file], as register_panoptic and register_instances take
+    # them. A config that tools/train_on_my_data.py writes needs no --import.
+    cfg.DATASETS.REGISTER = []
+
     # Take every class count of the method from DATASETS.TRAIN (convmask.data.class_counts). A count that the config
     # sets to something else is then an error.
     cfg.MODEL.NUM_CLASSES_FROM_DATASET = True

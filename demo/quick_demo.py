@@ -15,25 +15,23 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from rich.console import Console
-from rich.table import Table
 
 from convmask.checkpoint import CheckpointError
 from convmask.data.images import read_image
 from convmask.demo import demo_config, draw
+from convmask.demo.examples import draw_examples, results_table
 from convmask.engine import ConfigError, Predictor, Trainer, load_config, one_line_errors, prepare
-from convmask.visualization import contact_sheet, ground_truth, panels, save_image
+from convmask.visualization import save_image
 
 QUICK_CONFIG = "quick/panoptic_fpn_synthetic.yaml"
 OUTPUT = Path("output/demo")
@@ -104,42 +102,6 @@ def train(cfg: CfgNode) -> tuple[Trainer, float]:
     trainer = DemoTrainer(cfg)
     trainer.train()
     return trainer, time.perf_counter() - start
-
-
-def draw_examples(cfg: CfgNode, model: torch.nn.Module, folder: Path, count: int = 8) -> list[Path]:
-    """Draws ``count`` images spread over the test set: one picture each, and all on one sheet."""
-    name = cfg.DATASETS.TEST[0]
-    metadata, dicts = MetadataCatalog.get(name), DatasetCatalog.get(name)
-    chosen = np.unique(np.linspace(0, len(dicts) - 1, count).astype(int)).tolist()
-    model.eval()
-    loader = Trainer.build_test_loader(cfg, name)
-    rows, paths = [], []
-    for index in chosen:
-        batch = [loader.dataset[index]]
-        with torch.no_grad():
-            prediction = model(batch)[0]
-        image, truth = read_image(dicts[index]["file_name"], "RGB"), ground_truth(dicts[index])
-        single = contact_sheet([panels(image, prediction, truth, metadata)])
-        paths.append(save_image(folder / f"{index:04d}.png", single))
-        rows.append(panels(image, prediction, truth, metadata, scale=2))
-    return [save_image(folder / "contact_sheet.png", contact_sheet(rows, groups=2)), *paths]
-
-
-def results_table(results: Mapping[str, Mapping[str, float]]) -> Table:
-    """PQ, SQ and RQ of all classes, things and stuff; beside them AP and mIoU."""
-    table = Table(title="Held-out images, in percent")
-    for column in ("", "PQ", "SQ", "RQ", "box AP", "mask AP", "mIoU"):
-        table.add_column(column, justify="right" if column else "left")
-
-    def number(task: str, key: str) -> str:
-        value = results.get(task, {}).get(key)
-        return "-" if value is None else f"{value:.1f}"
-
-    for label, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st")):
-        quality = [number("panoptic_seg", f"{key}{suffix}") for key in ("PQ", "SQ", "RQ")]
-        aps = [number("bbox", "AP"), number("segm", "AP")] if label == "things" else ["", ""]
-        table.add_row(label, *quality, *aps, number("sem_seg", "mIoU") if label == "all" else "")
-    return table
 
 
 def run_training(args: argparse.Namespace, console: Console) -> None:

@@ -27,6 +27,7 @@ from rich.progress import track
 
 import convmask.data  # noqa: F401
 from convmask.data.categories import PanopticCategories
+from convmask.data.config_datasets import register_datasets_of
 from convmask.data.errors import DatasetError
 from convmask.data.mapper import PanopticDatasetMapper
 from convmask.data.user_modules import import_user_module
@@ -60,6 +61,7 @@ def build_config(arguments: argparse.Namespace) -> CfgNode:
         ValueError: there is no such config, no dataset, or the name of one is not registered.
     """
     cfg = load_config(arguments.config_file or "", arguments.opts)
+    register_datasets_of(cfg)
     if arguments.dataset:
         cfg.DATASETS.TRAIN = (arguments.dataset,)
     if not cfg.DATASETS.TRAIN:

@@ -162,14 +162,20 @@ def _check_tensors(contents: Any, size: int) -> None:
             pending.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: str) -> dict[str, Any]:
+    """The tensors, and of the file's metadata what a ``.pth`` file of ours says too."""
     try:
-        from safetensors.torch import load_file as load_safetensors
+        from safetensors import safe_open
     except ImportError as error:
         raise CheckpointError(
             "is a safetensors file, which the package `safetensors` reads: pip install safetensors"
         ) from error
-    return load_safetensors(path, device="cpu")
+    with safe_open(path, framework="pt", device="cpu") as file:
+        contents: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    if metadata.get("__author__") == "ConvMask":
+        contents |= {key: value for key, value in metadata.items() if key not in contents}
+    return contents
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import re
 
 import torch
 
+from convmask.checkpoint.inversion import inverse_rules
 from convmask.checkpoint.recognition import State, register_converter, rename_keys
 
 Rules = list[tuple[str, str]]
@@ -54,41 +55,55 @@ def fpn_rules(target: str = "backbone.") -> Rules:
     return rules
 
 
+def swin_rules(source: str, target: str) -> Rules:
+    """Rules from OpenMMLab's Swin Transformer to torchvision's, whose patch merging has another layout."""
+    s, t = re.escape(source), target
+    rules = [
+        (s + r"patch_embed\.projection\.(\w+)", t + r"features.0.0.\1"),
+        (s + r"patch_embed\.norm\.(\w+)", t + r"features.0.2.\1"),
+        (s + r"(norm\d\.\w+)", t + r"\1"),
+    ]
+    for stage in range(4):
+        block, here = s + rf"stages\.{stage}\.blocks\.(\d+)\.", t + rf"features.{2 * stage + 1}.\1."
+        merging = t + rf"features.{2 * stage + 2}."
+        rules += [
+            (block + r"(norm\d\.\w+)", here + r"\2"),
+            (block + r"attn\.w_msa\.((?:qkv|proj)\.\w+|relative_position_bias_table)", here + r"attn.\2"),
+            (block + r"ffn\.layers\.0\.0\.(\w+)", here + r"mlp.0.\2"),
+            (block + r"ffn\.layers\.1\.(\w+)", here + r"mlp.3.\2"),
+            (s + rf"stages\.{stage}\.downsample\.((?:norm|reduction)\.\w+)", merging + r"\1"),
+        ]
+    return rules
+
+
 def convert_swin(state: State, source: str, target: str) -> State:
     """Takes OpenMMLab's Swin Transformer out of ``state``, by the names and in the layout of torchvision's.
 
     Its patch merging orders the four patches within each channel, row by row; torchvision's orders the channels within
     each patch, column by column. Tables of relative positions are indexed alike.
     """
-    s, t = re.escape(source), target
-    converted = rename_keys(
-        state,
-        [
-            (s + r"patch_embed\.projection\.(\w+)", t + r"features.0.0.\1"),
-            (s + r"patch_embed\.norm\.(\w+)", t + r"features.0.2.\1"),
-            (s + r"(norm\d\.\w+)", t + r"\1"),
-        ],
-    )
-    for stage in range(4):
-        block, here = s + rf"stages\.{stage}\.blocks\.(\d+)\.", t + rf"features.{2 * stage + 1}.\1."
-        merging = t + rf"features.{2 * stage + 2}."
-        converted |= rename_keys(
-            state,
-            [
-                (block + r"(norm\d\.\w+)", here + r"\2"),
-                (block + r"attn\.w_msa\.((?:qkv|proj)\.\w+|relative_position_bias_table)", here + r"attn.\2"),
-                (block + r"ffn\.layers\.0\.0\.(\w+)", here + r"mlp.0.\2"),
-                (block + r"ffn\.layers\.1\.(\w+)", here + r"mlp.3.\2"),
-                (s + rf"stages\.{stage}\.downsample\.((?:norm|reduction)\.\w+)", merging + r"\1"),
-            ],
-        )
+    converted = rename_keys(state, swin_rules(source, target))
     # follows from the size of the windows
-    for name in [name for name in state if re.fullmatch(s + r".*\.relative_position_index", name)]:
+    for name in [name for name in state if re.fullmatch(re.escape(source) + r".*\.relative_position_index", name)]:
         state.pop(name)
-    for name, tensor in converted.items():
-        if re.fullmatch(re.escape(t) + r"features\.[246]\.(norm\.\w+|reduction\.weight)", name):
-            converted[name] = _patch_by_patch(tensor)
+    for name in _merged(converted, target):
+        converted[name] = _patch_by_patch(converted[name])
     return converted
+
+
+def invert_swin(state: State, source: str, target: str) -> State:
+    """The way back: takes torchvision's Swin Transformer out of ``state``, by OpenMMLab's names and in its layout."""
+    for name in _merged(state, target):
+        state[name] = state[name].unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].movedim(-2, -1).flatten(-2)
+    for name in [name for name in state if name.startswith(target) and name.endswith(".relative_position_index")]:
+        state.pop(name)
+    return rename_keys(state, inverse_rules(swin_rules(source, target)))
+
+
+def _merged(state: State, target: str) -> list[str]:
+    """Names of the layers whose inputs are four patches."""
+    pattern = re.compile(re.escape(target) + r"features\.[246]\.(norm\.\w+|reduction\.weight)")
+    return [name for name in state if pattern.fullmatch(name)]
 
 
 def _patch_by_patch(tensor: torch.Tensor) -> torch.Tensor:

@@ -171,10 +171,20 @@ def recognise(contents: dict[str, Any], path: str) -> Checkpoint:
     if len(state) > _MAX_TENSORS:
         raise CheckpointError(f"{path}: holds {len(state)} tensors, more than the {_MAX_TENSORS} that are admitted")
     relative = bool(rest.pop("matching_heuristics", False)) or entry == "model_state"
-    for converter in reversed(_CONVERTERS.values()):
-        if converter.matches(state):
-            return _convert(converter, path, state, rest, ignored)
+    converter = converter_for(state)
+    if converter is not None:
+        return _convert(converter, path, state, rest, ignored)
     return Checkpoint(path, _kind(rest, entry), state, rest, relative, ignored=ignored)
+
+
+def converter_for(state: Mapping[str, torch.Tensor]) -> Converter | None:
+    """The converter of weights by their names in the file; None for those that are ours, or of an unknown kind."""
+    return next((converter for converter in reversed(_CONVERTERS.values()) if converter.matches(state)), None)
+
+
+def weights_of(contents: dict[str, Any]) -> State:
+    """The weights in the contents of a file, by their names in it; prefixes such as ``module.`` are gone."""
+    return _tensors(_unwrap(contents)[1])[0]
 
 
 def _convert(converter: Converter, path: str, state: State, rest: dict[str, Any], ignored: list[str]) -> Checkpoint:

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata
 
 import convmask.data  # noqa: F401  registers the built-in data sets
+from convmask.data.config_datasets import register_datasets_of
 from convmask.data.errors import DatasetError
 from convmask.engine.config_files import load_config, merge_options
 from convmask.engine.defaults import prepare
@@ -54,6 +55,7 @@ def demo_config(
     # A config for training names the backbone that it begins with.
     if not cfg.MODEL.WEIGHTS or "://ImageNetPretrained/" in cfg.MODEL.WEIGHTS:
         raise ConfigError(f"the config {config_file} names no weights of a whole model: give --weights FILE")
+    register_datasets_of(cfg)
     # A file of one's own trains on sets that this process need not know; the names of the classes are then not known.
     for key in ("TRAIN", "TEST"):
         cfg.DATASETS[key] = tuple(name for name in cfg.DATASETS[key] if name in DatasetCatalog.list())

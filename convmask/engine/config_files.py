@@ -12,10 +12,17 @@ from detectron2.config import CfgNode
 from convmask.config import get_cfg
 from convmask.engine.errors import ConfigError
 
-_CLONE = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CLONE = _PACKAGE.parent
 # An installed Detectron2 has its configs in the package, a checkout beside it.
 _DETECTRON2 = Path(detectron2.__file__).resolve().parent
 _ZOO = (_DETECTRON2 / "model_zoo" / "configs", _DETECTRON2.parent / "configs")
+
+
+def configs_folder() -> Path:
+    """The folder ``configs``: in the package where ConvMask is installed from a wheel, beside it in a clone."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _CLONE / "configs"
 
 
 def find_config(name: str) -> str:
@@ -28,7 +35,8 @@ def find_config(name: str) -> str:
     Raises:
         ConfigError: there is none.
     """
-    for path in (Path(name).expanduser(), _CLONE / name, _CLONE / "configs" / name, *(zoo / name for zoo in _ZOO)):
+    ours = configs_folder()
+    for path in (Path(name).expanduser(), ours.parent / name, ours / name, *(zoo / name for zoo in _ZOO)):
         if path.is_file():
             return str(path)
     raise ConfigError(f"no config file {name!r}: it is neither a file nor a name of Detectron2's model zoo")

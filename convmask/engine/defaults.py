@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 import convmask.data  # noqa: F401  registers the built-in data sets
 from convmask.data.categories import SemanticCategories
 from convmask.data.class_counts import categories_of, set_class_counts
+from convmask.data.config_datasets import register_datasets_of
 from convmask.data.images import FORMATS
 from convmask.data.user_modules import import_user_module
 from convmask.engine.config_files import load_config
@@ -133,8 +134,9 @@ def prepare(cfg: CfgNode) -> None:
     Raises:
         ConfigError: see :func:`choose_device`, :func:`check_dataset_names`, :func:`check_values` and
             :func:`check_test_classes`.
-        DatasetError: class counts that contradict the data set.
+        DatasetError: class counts that contradict the data set, or a wrong ``DATASETS.REGISTER``.
     """
+    register_datasets_of(cfg)
     choose_device(cfg)
     check_dataset_names(cfg)
     check_values(cfg)

@@ -9,10 +9,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_b
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
 
-class _TopLevels(LastLevelP6P7):
+class TopLevels(LastLevelP6P7):
     """Detectron2's, exact under bfloat16 for images of any size."""
 
     def forward(self, c5: torch.Tensor) -> list[torch.Tensor]:
+        """P6 and P7 from p5."""
         # On the CPU, the bfloat16 gradient of a 3x3 kernel of stride 2 on a single cell is memory that nothing
         # has been written to (seen with PyTorch 2.14.1, AVX-512): images of 64 pixels have a P6 of one cell.
         if c5.is_cuda or min(c5.shape[-2:]) > 2:
@@ -32,7 +33,7 @@ def fpn_to_p7(bottom_up: Backbone, cfg: CfgNode) -> FPN:
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=width,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=_TopLevels(width, width, in_feature="p5"),
+        top_block=TopLevels(width, width, in_feature="p5"),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 

@@ -356,6 +356,6 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 
 def test_missing_safetensors_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.safetensors", struct.pack("<Q", 2) + b"{}")
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(CheckpointError, match="pip install safetensors"):
         load_file(path)

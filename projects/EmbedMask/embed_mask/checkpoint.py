@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from convmask.checkpoint import register_converter, rename_keys
+from convmask.checkpoint.inversion import inverse_rules, register_inverter
 from convmask.checkpoint.recognition import State
 
 _HEAD = "rpn.head."
@@ -95,10 +96,53 @@ def _rules() -> list[tuple[str, str]]:
 
 def _fold_epsilon(state: State) -> State:
     """Multiplies weights by sqrt((var + eps) / var), so that w / sqrt(var + eps) is the original's w / sqrt(var)."""
+    for weight, factor in _factors(state).items():
+        state[weight] = (state[weight].double() * factor).to(state[weight].dtype)
+    return state
+
+
+def _factors(state: State) -> dict[str, torch.Tensor]:
+    """sqrt((var + eps) / var) by the names of the weights that it is folded into, in double precision."""
+    factors = {}
     for name in [x for x in state if x.endswith(".norm.running_var")]:
         variance = state[name].double()
         weight = name.replace("running_var", "weight")
         if weight in state and bool((variance > 0).all()):
-            folded = state[weight].double() * ((variance + _FROZEN_EPSILON) / variance).sqrt()
-            state[weight] = folded.to(state[weight].dtype)
-    return state
+            factors[weight] = ((variance + _FROZEN_EPSILON) / variance).sqrt()
+    return factors
+
+
+@register_inverter(
+    "EmbedMask (original release)",
+    matches=lambda state: {"embedding_head.margin.weight", "fcos_head.centerness.weight"} <= state.keys(),
+)
+def invert_original(state: State) -> State:
+    """Names of the release, its two convolutions of an embedding with positions, and its normalisation.
+
+    The quotient of a weight and its factor is rounded to where the product is the weight again. Weights that were
+    trained here need not have such a quotient.
+    """
+    for weight, factor in _factors(state).items():
+        state[weight] = _quotient(state[weight], factor)
+    if "embedding_head.position_scale.scale" in state:
+        for side in ("proposal", "pixel"):
+            for kind in ("weight", "bias"):
+                joined = state.pop(f"embedding_head.{side}_embed.{kind}")
+                state[f"embedding_head.{side}_spatial_embed.{kind}"] = joined[:2]
+                state[f"embedding_head.{side}_other_embed.{kind}"] = joined[2:]
+    # the release's heads have no layers of the names with two words
+    parts = [(_HEAD.replace(".", r"\.") + r"(\w+_(?:spatial|other))_embed_pred\.(\w+)", r"embedding_head.\1_embed.\2")]
+    return rename_keys(state, inverse_rules(parts + _rules()))
+
+
+def _quotient(product: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """x with x * factor == product after rounding, where there is one."""
+    quotient = (product.double() / factor).to(product.dtype)
+    if not product.is_floating_point():
+        return quotient
+    for direction in (torch.inf, -torch.inf):
+        near = torch.nextafter(quotient, torch.full_like(quotient, direction))
+        exact = (near.double() * factor).to(product.dtype) == product
+        wrong = (quotient.double() * factor).to(product.dtype) != product
+        quotient = torch.where(wrong & exact, near, quotient)
+    return quotient

@@ -8,6 +8,7 @@ import torch
 
 from convmask.checkpoint import register_converter
 from convmask.checkpoint.backbones import convert_mxnet_caffe_resnet
+from convmask.checkpoint.inversion import register_no_inverse
 from convmask.checkpoint.recognition import State
 
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "avg_mean": "running_mean", "avg_var": "running_var"}
@@ -147,3 +148,20 @@ def _chainer_name(name: str) -> str | None:
     if parts[-1] == "N":
         return ""
     return f"{layer}.norm.{_BATCH_NORM[parts[-1]]}" if parts[-1] in _BATCH_NORM else None
+
+
+def _is_ours(state: Mapping[str, torch.Tensor]) -> bool:
+    return {"roi_heads.head.score_maps.weight", "roi_heads.head.box_maps.weight"} <= state.keys()
+
+
+register_no_inverse(
+    "FCIS (MXNet, original release)",
+    matches=_is_ours,
+    reason="its box maps have a first half, of the class that is never trained, and copies (*_test) that hold the "
+    "deltas' deviations; neither is in the weights here",
+)
+register_no_inverse(
+    "FCIS (ChainerCV)",
+    matches=_is_ours,
+    reason="its box maps have a first half, of the class that is never trained, which the weights here do not have",
+)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from convmask.checkpoint import register_converter, rename_keys
-from convmask.checkpoint.openmmlab import convert_swin, fpn_rules, resnet_rules
+from convmask.checkpoint.inversion import inverse_rules, register_inverter
+from convmask.checkpoint.openmmlab import convert_swin, fpn_rules, invert_swin, resnet_rules
 from convmask.checkpoint.recognition import State
 
 _KERNELS = "rpn_head.init_kernels.weight"
@@ -84,8 +85,19 @@ def _detector_config(state: Mapping[str, torch.Tensor]) -> str:
 def convert_detector(state: State) -> State:
     """Names of the release to those here, Swin's patch merging to torchvision's layout."""
     converted = _convert_backbone(state, "backbone.bottom_up.")
-    rules = [*fpn_rules(), *_kernel_head_rules(), *_round_rules(r"roi_head\.mask_head", "rounds")]
-    return converted | rename_keys(state, rules)
+    return converted | rename_keys(state, _detector_rules())
+
+
+def _detector_rules() -> list[tuple[str, str]]:
+    return [*fpn_rules(), *_kernel_head_rules(), *_round_rules(r"roi_head\.mask_head", "rounds")]
+
+
+@register_inverter(
+    "K-Net (mmdetection)", matches=lambda state: "kernel_head.init_kernels.weight" in state, entry="state_dict"
+)
+def invert_detector(state: State) -> State:
+    """Names of the release. Tables of positions' indices, which follow from the windows, are left out."""
+    return _invert_backbone(state, "backbone.bottom_up.") | rename_keys(state, inverse_rules(_detector_rules()))
 
 
 def _semantic_config(state: Mapping[str, torch.Tensor]) -> str:
@@ -111,7 +123,20 @@ def _semantic_config(state: Mapping[str, torch.Tensor]) -> str:
 )
 def convert_semantic(state: State) -> State:
     """Names of the release to those here, Swin's patch merging to torchvision's layout."""
-    converted = _convert_backbone(state, "backbone.")
+    return _convert_backbone(state, "backbone.") | rename_keys(state, _semantic_rules())
+
+
+@register_inverter(
+    "K-Net (mmsegmentation)",
+    matches=lambda state: "sem_seg_head.rounds.0.fc_mask.weight" in state,
+    entry="state_dict",
+)
+def invert_semantic(state: State) -> State:
+    """Names of the release. Tables of positions' indices, which follow from the windows, are left out."""
+    return _invert_backbone(state, "backbone.") | rename_keys(state, inverse_rules(_semantic_rules()))
+
+
+def _semantic_rules() -> list[tuple[str, str]]:
     rules = _round_rules(r"decode_head\.kernel_update_head", "sem_seg_head.rounds")
     for source, target in (
         (r"decode_head\.kernel_generate_head", "sem_seg_head.head"),
@@ -123,7 +148,7 @@ def convert_semantic(state: State) -> State:
             *_conv_rules(source + r"\.((?:convs|aspp_modules|lateral_convs|fpn_convs)\.\d+)", target + r".\1", "bn"),
             *_conv_rules(source + r"\.(conv_cat|bottleneck|fpn_bottleneck)", target + r".\1", "bn"),
         ]
-    return converted | rename_keys(state, rules)
+    return rules
 
 
 def _convert_backbone(state: State, target: str) -> State:
@@ -132,3 +157,13 @@ def _convert_backbone(state: State, target: str) -> State:
     if _SWIN in state:
         return convert_swin(state, "backbone.", target)
     return rename_keys(state, resnet_rules("backbone.", target))
+
+
+def _invert_backbone(state: State, target: str) -> State:
+    if f"{target}features.0.0.weight" in state:
+        return invert_swin(state, "backbone.", target)
+    rules = resnet_rules("backbone.", target)
+    if f"{target}stem.conv3.weight" in state:
+        # V1c: three convolutions, where other ResNets have one
+        rules = [rule for rule in rules if not rule[1].startswith(f"{target}stem.conv1.") or "stem" in rule[0]]
+    return rename_keys(state, inverse_rules(rules))

@@ -21,7 +21,7 @@ from .inference import Frame, InferenceOptions, instances_of, panoptic_of
 from .kernel_head import KernelHead, KernelHeadOutputs
 from .losses import LossOptions, knet_losses
 from .targets import make_targets
-from .update_head import KernelUpdateHead, Round
+from .update_head import KernelUpdateHead, Round, build_round
 
 
 @register_stages(heads=("heads", "sem_seg_head.layers"), compiled=("backbone", "heads", "sem_seg_head.layers"))
@@ -249,7 +249,8 @@ def _semantic_map(logits: torch.Tensor, frame: Frame) -> torch.Tensor:
 
 def _round(cfg: CfgNode, num_classes: int) -> KernelUpdateHead:
     node = cfg.MODEL.KNET
-    head = KernelUpdateHead(
+    return build_round(
+        node.PRIOR_PROB,
         channels=node.CHANNELS,
         num_classes=num_classes,
         num_heads=node.NUM_HEADS,
@@ -260,8 +261,6 @@ def _round(cfg: CfgNode, num_classes: int) -> KernelUpdateHead:
         interaction=node.INTERACTION,
         updator_channels=node.UPDATOR_CHANNELS,
     )
-    head.init_weights(node.PRIOR_PROB)
-    return head
 
 
 def _options(cfg: CfgNode) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Shapes: N images, Q kernels, C channels, K classes, h x w cells.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -177,6 +177,18 @@ class KernelUpdateHead(nn.Module):
             kernels = self.ffn_norm(kernels + self.ffn(kernels))
         class_logits = None if self.class_branch is None else self.fc_cls(self.class_branch(kernels))
         return Round(kernels, cut_out(self.fc_mask(self.mask_branch(kernels)), transformed), class_logits)
+
+
+def build_round(prior: float = 0.01, **options: Any) -> KernelUpdateHead:
+    """A round of a detector, with its initial weights.
+
+    Args:
+        prior: probability of every class at the start.
+        options: see :class:`KernelUpdateHead`.
+    """
+    head = KernelUpdateHead(**options)
+    head.init_weights(prior)
+    return head
 
 
 def prior_bias(prior: float) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
 from convmask.checkpoint import register_converter, rename_keys
+from convmask.checkpoint.inversion import inverse_rules, register_inverter
 from convmask.checkpoint.recognition import State
 
 _CENTERS = "position_head.out_inst.weight"
@@ -40,6 +41,11 @@ def convert_original(state: State) -> State:
     for name in ("thing_generator.embed_extractor.weight", "stuff_generator.embed_extractor.weight"):
         if name in state:
             state[name] = state[name].flatten(1)
+    return rename_keys(state, _rules(deformable=("position_head", "kernel_head", "feature_encoder")))
+
+
+def _rules(deformable: Collection[str]) -> list[tuple[str, str]]:
+    """From the release's names to those here; ``deformable``: heads that may have deformable convolutions."""
     rules = [
         (r"((?:backbone|semantic_fpn)\..+)", r"\1"),
         (r"position_head\.out_inst\.(\w+)", r"position_head.centers.\1"),
@@ -55,8 +61,21 @@ def convert_original(state: State) -> State:
             ("feature_encoder", "encode_head"),
         ):
             layer, target = rf"{head}\.{part}\.{part}_head_{number}\.", f"{head}.tower.{number - 1}."
-            rules += [
-                (layer + r"offset_mask_conv\.(\w+)", target + r"offset.\1"),
-                (layer + r"(?:dcnv2\.)?((?:norm\.)?\w+)", target + r"\1"),
-            ]
-    return rename_keys(state, rules)
+            rules.append((layer + r"offset_mask_conv\.(\w+)", target + r"offset.\1"))
+            if head in deformable:
+                rules.append((layer + r"dcnv2\.((?:norm\.)?\w+)", target + r"\1"))
+            rules.append((layer + r"((?:norm\.)?\w+)", target + r"\1"))
+    return rules
+
+
+@register_inverter(
+    "Panoptic FCN (original release)",
+    matches=lambda state: {"position_head.centers.weight", "thing_embedding.weight"} <= state.keys(),
+)
+def invert_original(state: State) -> State:
+    """Names of the release; the matrices of the embeddings become 1x1 convolutions."""
+    for name in ("thing_embedding.weight", "stuff_embedding.weight"):
+        if name in state:
+            state[name] = state[name][..., None, None]
+    deformable = {name.split(".")[0] for name in state if name.endswith(".tower.0.offset.weight")}
+    return rename_keys(state, inverse_rules(_rules(deformable)))

@@ -1,0 +1,79 @@
+"""What the tests of several methods use."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from torch import nn
+
+from convmask.checkpoint import Checkpointer, load_file
+
+
+@pytest.fixture(scope="session")
+def convert_checkpoint(repository: Path) -> Callable[[list[str]], int]:
+    """``main`` of tools/convert_checkpoint.py."""
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", repository / "tools" / "convert_checkpoint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Instances):
+        return [getattr(x, "tensor", x) for x in value.get_fields().values()]
+    if isinstance(value, dict):
+        return [x for part in value.values() for x in _tensors(part)]
+    return [x for part in value for x in _tensors(part)] if isinstance(value, list | tuple) else []
+
+
+@pytest.fixture
+def check_conversion(
+    convert_checkpoint: Callable[[list[str]], int], tmp_path: Path
+) -> Callable[[Path, Callable[[], nn.Module]], Path]:
+    """``check_conversion(original, build)``: the converted file, after making sure that models with either file have
+    the same weights and results. ``build`` makes a model."""
+
+    def check(original: Path, build: Callable[[], nn.Module]) -> Path:
+        pytest.importorskip("safetensors")
+        results = []
+        target = tmp_path / "converted.safetensors"
+        assert convert_checkpoint([str(original), str(target)]) == 0
+        for path in (original, target):
+            model = build().eval()
+            Checkpointer(model, policy="strict").load(str(path))
+            image = torch.randint(0, 256, (3, 160, 288), generator=torch.Generator().manual_seed(5)).float()
+            torch.manual_seed(0)
+            with torch.no_grad():
+                results.append((dict(model.state_dict()), _tensors(model([{"image": image}]))))
+        (states, outputs), (others, other_outputs) = results
+        assert all(torch.equal(value, others[name]) for name, value in states.items())
+        assert outputs and all(torch.equal(a, b) for a, b in zip(outputs, other_outputs, strict=True))
+        assert all(bool(x.isfinite().all()) for x in outputs)
+        return target
+
+    return check
+
+
+@pytest.fixture
+def check_way_back(convert_checkpoint: Callable[[list[str]], int], tmp_path: Path) -> Callable[[Path, Path, str], None]:
+    """``check_way_back(original, converted, entry)``: the converted file gets back its original names, and each tensor
+    its values, bit for bit; tensors that are no weights may be absent."""
+
+    def check(original: Path, converted: Path, entry: str) -> None:
+        back = tmp_path / "back.pth"
+        assert convert_checkpoint([str(converted), str(back), "--to-original"]) == 0
+        found, expected = load_file(str(back))[entry], load_file(str(original))[entry]
+        absent = {name for name in expected.keys() - found.keys() if "relative_position_index" not in name}
+        assert not absent and not found.keys() - expected.keys()
+        for name, value in found.items():
+            assert value.dtype == expected[name].dtype and torch.equal(value, expected[name]), name
+
+    return check
