@@ -93,16 +93,12 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         self.reset()
 
     def _prepare_ground_truth(self, dataset_name: str, ground_truth: PanopticGroundTruth | None) -> None:
-        json_file = self._metadata.get("json_file")
-        if json_file:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._coco_api = COCO(PathManager.get_local_path(json_file))
-            # The json of a test set has no annotations: its results are only written.
-            self._do_evaluation = "annotations" in self._coco_api.dataset
-        elif ground_truth or self._metadata.get("evaluator_type") == "convmask_panoptic":
+        if not self._metadata.get("json_file") and (ground_truth or _has_panoptic_truth(self._metadata)):
             self._ground_truth = ground_truth or PanopticGroundTruth(dataset_name)
-        else:
-            self._coco_api = _coco_api(convert_to_coco_dict(dataset_name))
+            return
+        self._coco_api = true_instances(dataset_name)
+        # The json of a test set has no annotations: its results are only written.
+        self._do_evaluation = "annotations" in self._coco_api.dataset
 
     def reset(self) -> None:
         """Forgets all predictions."""
@@ -197,6 +193,29 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             detection["category_id"] = category_ids[index]
 
 
+def _has_panoptic_truth(metadata: Any) -> bool:
+    return metadata.get("evaluator_type") == "convmask_panoptic"
+
+
+def true_instances(dataset_name: str, ground_truth: PanopticGroundTruth | None = None) -> COCO:
+    """The true instances of a registered dataset for pycocotools.
+
+    They come from the COCO json of its metadata (``json_file``), from its panoptic id maps, or from Detectron2's
+    ``annotations`` in its dicts.
+
+    Args:
+        dataset_name: name in Detectron2's catalogs.
+        ground_truth: of a panoptic dataset, shared with others; made here by default.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("json_file"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(PathManager.get_local_path(metadata.json_file))
+    if ground_truth or _has_panoptic_truth(metadata):
+        return _coco_api(_coco_dict(ground_truth or PanopticGroundTruth(dataset_name), {}))
+    return _coco_api(convert_to_coco_dict(dataset_name))
+
+
 def evaluate_detections(
     truth: COCO,
     detections: Sequence[Mapping[str, Any]],
@@ -204,6 +223,7 @@ def evaluate_detections(
     max_dets_per_image: int,
     img_ids: Sequence[Hashable] | None = None,
     category_ids: Sequence[int] | None = None,
+    area_ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> COCOeval:
     """Runs pycocotools with one limit on the detections of an image.
 
@@ -214,6 +234,7 @@ def evaluate_detections(
         max_dets_per_image: the only entry of COCOeval's ``maxDets``.
         img_ids: evaluate on these images only.
         category_ids: evaluate these categories only, where the json has others such as stuff.
+        area_ranges: further sizes of objects, by name: least and greatest area in pixels. They follow COCO's own four.
 
     Returns:
         the evaluation, whose ``stats`` are AP, AP50, AP75, APs, APm, APl at that limit in [0, 1]; -1 where there is no
@@ -239,6 +260,9 @@ def evaluate_detections(
             evaluation.params.imgIds = list(img_ids)
         if category_ids is not None:
             evaluation.params.catIds = list(category_ids)
+        for label, limits in (area_ranges or {}).items():
+            evaluation.params.areaRng.append(list(limits))
+            evaluation.params.areaRngLbl.append(label)
         evaluation.evaluate()
         evaluation.accumulate()
     evaluation.stats = _average_precisions(evaluation)

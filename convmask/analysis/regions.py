@@ -1,0 +1,148 @@
+"""Regions of one image, predicted and true, and which of them belong together.
+
+Pairs are formed in descending order of IoU, whatever the classes are, as long as it reaches 0.5 and neither has a
+partner; of equal IoUs those of one class come first, then those of the higher score. So a right region with a wrong
+label is told from one that is not there at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+
+@dataclass(frozen=True)
+class Region:
+    """An object, or a segment of stuff.
+
+    Attributes:
+        category_id: the dataset's.
+        code: its mask, compressed run-length code.
+        score: of a prediction that has one.
+        crowd: a true region that is neither found nor missed.
+    """
+
+    category_id: int
+    code: Mapping[str, Any]
+    score: float | None = None
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class RegionMatches:
+    """What became of the regions of one image.
+
+    Attributes:
+        pairs: (prediction, true region, IoU) of each pair.
+        false: predictions without a partner; not those that lie on crowd, or where nothing is annotated.
+        missed: true regions without a partner.
+        right, confused: how many pairs are of one class, and of two.
+    """
+
+    pairs: tuple[tuple[int, int, float], ...]
+    false: tuple[int, ...]
+    missed: tuple[int, ...]
+    right: int
+    confused: int
+    iou: float
+
+    @property
+    def quality(self) -> float:
+        """Sum of the IoUs of right pairs over TP + FP/2 + FN/2 (panoptic quality of the image, all classes together).
+
+        A confused pair is both a false positive and a false negative. 1 where there is nothing and nothing is found.
+        """
+        errors = len(self.false) + len(self.missed) + 2 * self.confused
+        return self.iou / (self.right + errors / 2) if self.right + errors else 1.0
+
+    @property
+    def errors(self) -> int:
+        """How many predictions are false, objects missed, and pairs confused."""
+        return len(self.false) + len(self.missed) + self.confused
+
+
+def match_regions(
+    found: Sequence[Region], truth: Sequence[Region], threshold: float = 0.5, void: bool = False
+) -> RegionMatches:
+    """Matches the regions of one image by the rules of this module.
+
+    Args:
+        found: predictions.
+        truth: annotations.
+        threshold: least IoU of a pair.
+        void: pixels that no true region has are not annotated: a prediction of which more than half lies there is no
+            error. So it is with panoptic annotations.
+    """
+    pairs: list[tuple[int, int, float]] = []
+    codes, true_codes = [region.code for region in found], [region.code for region in truth]
+    shape = (len(found), len(truth))
+    iou, share = (
+        np.asarray(mask_util.iou(codes, true_codes, [kind] * len(truth))).reshape(shape)
+        if all(shape)
+        else np.zeros(shape)
+        for kind in (0, 1)
+    )
+    crowd = np.array([region.crowd for region in truth], dtype=bool)
+    rows, columns = np.nonzero((iou >= max(threshold, 1e-12)) & ~crowd)
+    same = np.array(
+        [found[row].category_id == truth[column].category_id for row, column in zip(rows, columns, strict=True)]
+    )
+    scores = np.array([found[row].score or 0.0 for row in rows])
+    order = np.lexsort((-scores, ~same.astype(bool), -iou[rows, columns])) if len(rows) else []
+    free, unfound = np.ones(shape[0], dtype=bool), ~crowd
+    for index in order:
+        row, column = int(rows[index]), int(columns[index])
+        if free[row] and unfound[column]:
+            free[row] = unfound[column] = False
+            pairs.append((row, column, float(iou[row, column])))
+    for row in np.flatnonzero(free):
+        of_class = np.array([region.category_id == found[row].category_id for region in truth], dtype=bool)
+        ignored = share[row, crowd & of_class].sum() + (1 - share[row].sum() if void else 0)
+        free[row] = ignored <= 0.5
+    right = [value for row, column, value in pairs if found[row].category_id == truth[column].category_id]
+    return RegionMatches(
+        tuple(pairs),
+        tuple(np.flatnonzero(free).tolist()),
+        tuple(np.flatnonzero(unfound).tolist()),
+        len(right),
+        len(pairs) - len(right),
+        sum(right),
+    )
+
+
+class Confusion:
+    """Counts of true against predicted classes over images.
+
+    Attributes:
+        names: K class names.
+        counts: (K + 1, K + 1) int64: rows are true classes, the last one "nothing" (false positives); columns are
+            predicted classes, the last one "nothing" (missed).
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        """Takes category id to name, in order."""
+        self._positions = {identity: position for position, identity in enumerate(names)}
+        self.names = list(names.values())
+        self.counts = np.zeros((len(names) + 1, len(names) + 1), dtype=np.int64)
+
+    def add(self, found: Sequence[Region], truth: Sequence[Region], matches: RegionMatches) -> None:
+        """Adds an image."""
+        nothing = len(self.names)
+        for row, column, _ in matches.pairs:
+            self.counts[self._positions[truth[column].category_id], self._positions[found[row].category_id]] += 1
+        for row in matches.false:
+            self.counts[nothing, self._positions[found[row].category_id]] += 1
+        for column in matches.missed:
+            self.counts[self._positions[truth[column].category_id], nothing] += 1
+
+    def most_frequent(self, limit: int = 10) -> list[tuple[str, str, int]]:
+        """True class, predicted class and number of the most frequent confusions of two classes."""
+        wrong = self.counts[:-1, :-1].copy()
+        np.fill_diagonal(wrong, 0)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+        places = [divmod(int(index), wrong.shape[1]) for index in order]
+        return [(self.names[i], self.names[j], int(wrong[i, j])) for i, j in places if wrong[i, j]]
