@@ -1,8 +1,8 @@
 """Regions of one image, predicted and true, and which of them belong together.
 
-Pairs are formed in descending order of IoU, whatever the classes are, as long as it reaches 0.5 and neither has a
-partner; of equal IoUs those of one class come first, then those of the higher score. So a right region with a wrong
-label is told from one that is not there at all.
+Predictions in descending order of score take, whatever its class is, the free true region with which they have the
+largest IoU, if that reaches 0.5; of equal ones one of their own class. Without scores, pairs are formed in descending
+order of IoU. So a right region with a wrong label is told from one that is not there at all.
 """
 
 from __future__ import annotations
@@ -78,32 +78,23 @@ def match_regions(
             error. So it is with panoptic annotations.
     """
     pairs: list[tuple[int, int, float]] = []
-    codes, true_codes = [region.code for region in found], [region.code for region in truth]
     shape = (len(found), len(truth))
-    iou, share = (
-        np.asarray(mask_util.iou(codes, true_codes, [kind] * len(truth))).reshape(shape)
-        if all(shape)
-        else np.zeros(shape)
-        for kind in (0, 1)
-    )
+    iou, share = (_overlaps(found, truth, crowd) for crowd in (0, 1))
     crowd = np.array([region.crowd for region in truth], dtype=bool)
+    same = np.array([[x.category_id == y.category_id for y in truth] for x in found], dtype=bool).reshape(shape)
+    scores = np.array([region.score or 0.0 for region in found])
     rows, columns = np.nonzero((iou >= max(threshold, 1e-12)) & ~crowd)
-    same = np.array(
-        [found[row].category_id == truth[column].category_id for row, column in zip(rows, columns, strict=True)]
-    )
-    scores = np.array([found[row].score or 0.0 for row in rows])
-    order = np.lexsort((-scores, ~same.astype(bool), -iou[rows, columns])) if len(rows) else []
+    order = np.lexsort((~same[rows, columns], -iou[rows, columns], -scores[rows]))
     free, unfound = np.ones(shape[0], dtype=bool), ~crowd
     for index in order:
         row, column = int(rows[index]), int(columns[index])
         if free[row] and unfound[column]:
             free[row] = unfound[column] = False
             pairs.append((row, column, float(iou[row, column])))
-    for row in np.flatnonzero(free):
-        of_class = np.array([region.category_id == found[row].category_id for region in truth], dtype=bool)
-        ignored = share[row, crowd & of_class].sum() + (1 - share[row].sum() if void else 0)
+    for row in np.flatnonzero(free).tolist():
+        ignored = share[row, crowd & same[row]].sum() + (1 - share[row].sum() if void else 0)
         free[row] = ignored <= 0.5
-    right = [value for row, column, value in pairs if found[row].category_id == truth[column].category_id]
+    right = [value for row, column, value in pairs if same[row, column]]
     return RegionMatches(
         tuple(pairs),
         tuple(np.flatnonzero(free).tolist()),
@@ -112,6 +103,14 @@ def match_regions(
         len(pairs) - len(right),
         sum(right),
     )
+
+
+def _overlaps(found: Sequence[Region], truth: Sequence[Region], crowd: int) -> np.ndarray:
+    """(P, G) IoU, or with ``crowd`` the share of each prediction that is on each true region."""
+    if not found or not truth:
+        return np.zeros((len(found), len(truth)))
+    codes = [[region.code for region in regions] for regions in (found, truth)]
+    return np.asarray(mask_util.iou(*codes, [crowd] * len(truth)))
 
 
 class Confusion:

@@ -77,7 +77,10 @@ def merge_instances(views: Sequence[Instances], threshold: float = 0.5, limit: i
 def _collect(views: Sequence[Instances]) -> _Detections:
     parts = [_of_view(index, view) for index, view in enumerate(views)]
     found = _Detections(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("views", "scores", "classes", "boxes"))
+        np.concatenate([part.views for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.classes for part in parts]),
+        np.concatenate([part.boxes for part in parts]),
     )
     extent = (found.boxes[:, 2:] - found.boxes[:, :2]).clip(min=0).prod(axis=1)
     codes: list[Any] = []

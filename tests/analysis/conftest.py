@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,12 +107,3 @@ def flawed(tmp_path: Path) -> Path:
 @pytest.fixture
 def perfect(tmp_path: Path) -> Path:
     return write_run(tmp_path / "perfect", PERFECT)
-
-
-@pytest.fixture
-def tool(repository: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("analyze_results", repository / "tools" / "analyze_results.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -31,10 +31,14 @@ def test_pairs_are_formed_whatever_the_class_is() -> None:
     assert confusion.most_frequent() == [("a", "b", 1)]
 
 
-def test_of_equal_overlaps_the_right_class_comes_first_then_the_score() -> None:
+def test_the_higher_score_comes_first_then_the_overlap_then_the_right_class() -> None:
+    near = (5, 5, 25, 24)
     truth = [region(1, BOX)]
-    assert match_regions([region(2, BOX, 0.9), region(1, BOX, 0.1)], truth).pairs[0][0] == 1
-    assert match_regions([region(1, BOX, 0.1), region(1, BOX, 0.9)], truth).pairs[0][0] == 1
+    assert match_regions([region(1, BOX, 0.1), region(2, near, 0.9)], truth).pairs[0][0] == 1
+    assert match_regions([region(2, near), region(1, BOX)], truth).pairs[0][0] == 1
+    assert match_regions([region(2, BOX), region(1, BOX)], truth).pairs[0][0] == 1
+    two = [region(2, BOX), region(1, BOX), region(1, near)]
+    assert match_regions([region(1, BOX, 0.9)], two).pairs[0][1] == 1
 
 
 def test_crowd_is_neither_missed_nor_false() -> None:

@@ -181,22 +181,3 @@ def test_a_folder_without_results(tmp_path: Path, dataset: AnalysedDataset) -> N
         SavedResults.read(str(tmp_path), dataset)
     with pytest.raises(DatasetError, match="no dataset named 'none'"):
         AnalysedDataset("none")
-
-
-def test_the_tool(
-    flawed: Path, perfect: Path, dataset: AnalysedDataset, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "report"
-    common = ["--dataset", dataset.name, "--output", str(out), "--pictures", "1"]
-    assert tool.main([str(flawed), *common]) == 0
-    printed = capsys.readouterr().out
-    assert "instances: by class" in printed and "panoptic: by size" in printed and "d<o>g" in printed
-    assert (out / "index.html").is_file() and len(list((out / "pictures").iterdir())) == 2
-    assert tool.main([str(perfect / "inference"), "--baseline", str(flawed), *common]) == 0
-    printed = capsys.readouterr().out
-    assert "2 of 3 images got better, 0 worse" in printed and "+100.0" in printed
-    with pytest.raises(SystemExit) as ended:
-        tool.main([str(tmp_path / "nowhere"), *common])
-    assert ended.value.code == 1 and "error: " in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        tool.parse_arguments([str(flawed), *common, "--quantiles", "0"])
