@@ -11,8 +11,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
-from convmask.analysis.regions import Region
+from convmask.analysis.regions import Region, box_code
 from convmask.data.errors import DatasetError
+from convmask.data.images import read_image
 from convmask.evaluation.coco import true_instances
 from convmask.evaluation.ground_truth import PanopticGroundTruth
 from convmask.utils.label_runs import encode_masks
@@ -55,8 +56,25 @@ class AnalysedDataset:
 
     @cached_property
     def instances(self) -> COCO:
-        """The instances, for pycocotools."""
-        return true_instances(self.name, self.panoptic if self.is_panoptic else None)
+        """The instances, for pycocotools; every image has its size.
+
+        Raises:
+            DatasetError: there are no annotations, as in a test set, or an image without a size cannot be read.
+        """
+        api = true_instances(self.name, self.panoptic if self.is_panoptic else None)
+        if "annotations" not in api.dataset:
+            raise DatasetError(f"the dataset {self.name!r} has no annotations to compare with")
+        for image_id, image in api.imgs.items():
+            if "height" not in image or "width" not in image:
+                image["height"], image["width"] = self._size(image_id)
+        return api
+
+    def _size(self, image_id: Hashable) -> tuple[int, int]:
+        record = self.records[image_id]
+        if "height" in record and "width" in record:
+            return int(record["height"]), int(record["width"])
+        height, width = read_image(record["file_name"], "RGB").shape[:2]
+        return height, width
 
     @cached_property
     def thing_names(self) -> dict[int, str]:
@@ -76,10 +94,16 @@ class AnalysedDataset:
         """The instances of an image."""
         api = self.instances
         return [
-            Region(entry["category_id"], api.annToRLE(entry), crowd=bool(entry.get("iscrowd", 0)))
+            Region(entry["category_id"], self._code(entry), crowd=bool(entry.get("iscrowd", 0)))
             for entry in api.loadAnns(api.getAnnIds(imgIds=[image_id]))
             if entry["category_id"] in self.thing_names
         ]
+
+    def _code(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        if entry.get("segmentation"):
+            return self.instances.annToRLE(entry)
+        image = self.instances.imgs[entry["image_id"]]
+        return box_code(entry["bbox"], image["height"], image["width"])
 
     def true_segments(self, image_id: Hashable) -> list[Region]:
         """The panoptic segments of an image."""
@@ -100,11 +124,6 @@ class AnalysedDataset:
         kind = "thing" if self.is_thing(category_id) else "stuff"
         mapping = self.metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}
         return int(mapping.get(category_id, category_id))
-
-    def size(self, image_id: Hashable) -> tuple[int, int] | None:
-        """(height, width) of an image, where it is known without reading it."""
-        record = self.records[image_id]
-        return (int(record["height"]), int(record["width"])) if "height" in record and "width" in record else None
 
 
 def size_ranges(areas: np.ndarray, quantiles: int = 4) -> dict[str, tuple[float, float]]:

@@ -32,6 +32,16 @@ class Region:
     crowd: bool = False
 
 
+def box_code(box: Sequence[float], height: int, width: int) -> Mapping[str, Any]:
+    """The run-length code of what a box (x, y, width, height) covers of an image."""
+    x1, x2 = (min(max(value, 0.0), float(width)) for value in (box[0], box[0] + box[2]))
+    y1, y2 = (min(max(value, 0.0), float(height)) for value in (box[1], box[1] + box[3]))
+    # clipped first: pycocotools takes memory in proportion to the outline
+    clipped = np.array([[x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]], dtype=np.float64)
+    code: Mapping[str, Any] = mask_util.frPyObjects(clipped, height, width)[0]
+    return code
+
+
 @dataclass(frozen=True)
 class RegionMatches:
     """What became of the regions of one image.

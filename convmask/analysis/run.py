@@ -141,7 +141,8 @@ def _analyse_instances(
     truths = [x for x in dataset.instances.dataset["annotations"] if not x.get("iscrowd") and x["category_id"] in names]
     areas = np.array([entry["area"] for entry in truths], dtype=float)
     ranges = size_ranges(areas, quantiles)
-    task = "segm" if all("segmentation" in entry for entry in detections) else "bbox"
+    masks = all("segmentation" in entry for entry in detections) and all(entry.get("segmentation") for entry in truths)
+    task = "segm" if masks else "bbox"
     evaluation = evaluate_detections(
         dataset.instances, detections, task, max_detections, category_ids=list(names), area_ranges=ranges
     )

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import pycocotools.mask as mask_util
-
 from convmask.analysis.dataset import AnalysedDataset
-from convmask.analysis.regions import Region
+from convmask.analysis.regions import Region, box_code
 from convmask.data.errors import DatasetError
 from convmask.data.images import read_panoptic_map
 from convmask.data.json_files import read_json
@@ -86,8 +83,7 @@ class SavedResults:
         if "segmentation" in entry:
             return entry["segmentation"]
         image = self.dataset.instances.imgs[entry["image_id"]]
-        box = np.array([entry["bbox"]], dtype=np.float64)
-        return mask_util.frPyObjects(box, image["height"], image["width"])[0]
+        return box_code(entry["bbox"], image["height"], image["width"])
 
     def segmented_image(self, image_id: Hashable) -> SegmentedImage:
         """The panoptic prediction for an image.
@@ -153,12 +149,8 @@ def _checked_detection(entry: Any, dataset: AnalysedDataset) -> dict[str, Any]:
         if not isinstance(segmentation, dict):
             raise DatasetError(f"has a segmentation that is no run-length code: {segmentation!r:.60}")
         image = dataset.instances.imgs[image_id]
-        size = segmentation.get("size")
-        height, width = image.get("height"), image.get("width")
-        if (height is None or width is None) and isinstance(size, list) and len(size) == 2:
-            image["height"], image["width"] = height, width = size
         try:
-            return {**checked, "segmentation": checked_rle(segmentation, height, width)}
+            return {**checked, "segmentation": checked_rle(segmentation, image["height"], image["width"])}
         except DatasetError as error:
             raise DatasetError(f"has a wrong segmentation: {error}") from error
     box = entry.get("bbox")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +107,13 @@ def flawed(tmp_path: Path) -> Path:
 @pytest.fixture
 def perfect(tmp_path: Path) -> Path:
     return write_run(tmp_path / "perfect", PERFECT)
+
+
+@pytest.fixture
+def registered() -> Iterator[Callable[[str], str]]:
+    """``registered(name)`` removes the dataset from Detectron2's catalogs after the test; returns the name."""
+    names: list[str] = []
+    yield lambda name: names.append(name) or name
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

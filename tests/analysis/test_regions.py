@@ -5,7 +5,7 @@ import pycocotools.mask as mask_util
 import pytest
 
 from convmask.analysis.dataset import size_ranges
-from convmask.analysis.regions import Confusion, Region, match_regions
+from convmask.analysis.regions import Confusion, Region, box_code, match_regions
 
 
 def region(category: int, box: tuple[int, int, int, int], score: float | None = None, crowd: bool = False) -> Region:
@@ -66,3 +66,17 @@ def test_parts_of_equal_number() -> None:
     assert [sum(low <= area <= high for area in range(1, 101)) for low, high in ranges.values()] == [25] * 4
     assert list(size_ranges(np.full(9, 5), 4).values()) == [(0.0, 5.5), (5.5, 1e10)]
     assert size_ranges(np.zeros(0), 4) == {}
+
+
+@pytest.mark.parametrize(
+    ("box", "pixels"),
+    [
+        ((5, 5, 10, 4), 40),
+        ((-5, -5, 10, 10), 25),
+        ((-1e12, 0, 2e12, 1e12), 2400),
+        ((70, 5, 10, 10), 0),
+        ((5, 5, 0, 9), 0),
+    ],
+)
+def test_boxes_are_clipped_to_the_image(box: tuple[float, ...], pixels: int) -> None:
+    assert mask_util.decode(box_code(box, 40, 60)).sum() == pixels

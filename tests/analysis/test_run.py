@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from convmask.analysis import AnalysedDataset, SavedResults, analyse, compare
@@ -181,3 +183,32 @@ def test_a_folder_without_results(tmp_path: Path, dataset: AnalysedDataset) -> N
         SavedResults.read(str(tmp_path), dataset)
     with pytest.raises(DatasetError, match="no dataset named 'none'"):
         AnalysedDataset("none")
+
+
+def test_an_instance_set_whose_images_have_no_size(
+    dataset: AnalysedDataset, flawed: Path, tmp_path: Path, registered: Any
+) -> None:
+    content = copy.deepcopy(dataset.instances.dataset)
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.png"
+        del image["height"], image["width"]
+    boxes_alone = copy.deepcopy(content)
+    for entry in boxes_alone["annotations"]:
+        del entry["segmentation"]
+    for name, part in (("masks", content), ("boxes", boxes_alone), ("nothing", {"images": [], "categories": []})):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(part, default=lambda value: value.decode()))
+        records = [
+            {"file_name": str(tmp_path / "set" / "images" / f"{image['id']}.png"), "image_id": image["id"]}
+            for image in part["images"]
+        ]
+        DatasetCatalog.register(registered(f"without_size_{name}"), lambda records=records: records)
+        MetadataCatalog.get(f"without_size_{name}").json_file = str(path)
+        mapping = {3: 0, 7: 1}
+        MetadataCatalog.get(f"without_size_{name}").thing_dataset_id_to_contiguous_id = mapping
+    (flawed / "inference" / "panoptic_predictions.json").unlink()
+    for name in ("masks", "boxes"):
+        found = analysis_of(flawed, AnalysedDataset(f"without_size_{name}"), score_threshold=0.5).kinds["instances"]
+        assert found.confusion.counts.tolist() == [[2, 0, 1], [1, 0, 0], [0, 1, 0]]
+    with pytest.raises(DatasetError, match="'without_size_nothing' has no annotations"):
+        analysis_of(flawed, AnalysedDataset("without_size_nothing"))
