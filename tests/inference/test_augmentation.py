@@ -11,12 +11,13 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from convmask.config import get_cfg
 from convmask.engine import Trainer, load_config, prepare
 from convmask.inference import TestTimeAugmentation, ViewOptions, views_of, with_test_time_augmentation
+from convmask.inference.augmentation import unflipped
 
 FPN, FCN = "MODEL.PANOPTIC_FPN", "MODEL.PANOPTIC_FCN"
 LOW = {
@@ -113,6 +114,7 @@ def test_one_view_of_the_normal_size_gives_the_results_of_the_model(quick: Any, 
     assert_same(results(augmented(quick, 32, 0), image), plain)
 
 
+@pytest.mark.slow
 def test_a_mirrored_image_has_mirrored_results(quick: Any, image: dict[str, Any]) -> None:
     model = augmented(quick, 0, flip=True)
     found, mirrored = results(model, image), results(model, {**image, "image": image["image"].flip(2)})
@@ -128,6 +130,42 @@ def test_a_mirrored_image_has_mirrored_results(quick: Any, image: dict[str, Any]
     if "panoptic_seg" in found:
         mirrored["panoptic_seg"] = (mirrored["panoptic_seg"][0].flip(1), mirrored["panoptic_seg"][1])
     assert_same(mirrored, found)
+
+
+class Threshold(nn.Module):
+    """Bright pixels are one object and one stuff class: a mirrored image has exactly the mirrored results."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        bright = batched_inputs[0]["image"][0] > 128
+        instances = Instances(tuple(bright.shape), scores=torch.tensor([0.75]), pred_classes=torch.tensor([1]))
+        instances.pred_masks = bright[None]
+        instances.pred_boxes = BitMasks(bright[None]).get_bounding_boxes()
+        segments = [{"id": 1, "isthing": True, "category_id": 1, "score": 0.75}]
+        labels = torch.stack([~bright, bright]).float()
+        return [{"instances": instances, "sem_seg": labels, "panoptic_seg": (bright.int(), segments)}]
+
+
+def test_mirrored_views_are_turned_back() -> None:
+    pixels = torch.zeros(3, 8, 12, dtype=torch.uint8)
+    pixels[:, 1:6, 1:4] = 200
+    pixels[:, 2:3, 4:9] = 200
+    inputs = {"image": pixels}
+    model = Threshold().eval()
+    assert_same(results(TestTimeAugmentation(model, options=ViewOptions((0,), 100)), inputs), results(model, inputs))
+    mirrored = list(views_of(inputs, ViewOptions((0,), 9)))[1]
+    only_mirrored = [unflipped(results(model, mirrored.inputs))]
+    assert_same(only_mirrored[0], results(model, inputs))
+
+
+def test_a_model_with_a_rule_of_its_own_merges_panoptic_maps() -> None:
+    model = Threshold().eval()
+    model.sem_seg_values = "probabilities"
+    given: list[Any] = []
+    model.merge_panoptic = lambda *parts: given.append(parts) or "merged"
+    inputs = {"image": torch.full((3, 4, 4), 200, dtype=torch.uint8)}
+    found = results(TestTimeAugmentation(model, options=ViewOptions((0,), 100)), inputs)
+    assert found["panoptic_seg"] == "merged"
+    assert given[0][0] is found["instances"] and torch.equal(given[0][1], results(model, inputs)["sem_seg"])
 
 
 def test_in_training_it_is_the_model() -> None:
