@@ -83,8 +83,15 @@ def add_convmask_config(cfg: CfgNode) -> None:
 
     add_training_config(cfg)
 
+    # Test-time augmentation (convmask.inference.TestTimeAugmentation) has Detectron2's keys TEST.AUG: ENABLED;
+    # MIN_SIZES, shorter sides of the views, made from the image that INPUT.MIN_SIZE_TEST gives (0: that image itself);
+    # MAX_SIZE, limit of their longer sides; FLIP, each of them also mirrored. And this one: detections of two views are
+    # one object if they are of one class and their masks have at least this IoU.
+    cfg.TEST.AUG.MERGE_THRESH = 0.5
     # COCO AP counts at most this many detections of an image. TEST.DETECTIONS_PER_IMAGE limits what the model returns.
     cfg.TEST.AP_MAX_DETECTIONS = 100
+    # COCO's evaluation also gives boundary AP, as "boundary_segm" (convmask.evaluation.boundary).
+    cfg.TEST.BOUNDARY_AP = False
     # Panoptic evaluation also writes COCO's panoptic PNG files and json, ready for submission, into the output folder.
     cfg.TEST.DUMP_PANOPTIC = False
     # Semantic evaluation also writes sem_seg_predictions.json, in Detectron2's format, into the output folder.

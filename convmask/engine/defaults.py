@@ -24,6 +24,7 @@ from convmask.engine.config_files import load_config
 from convmask.engine.errors import ConfigError
 from convmask.engine.model_options import training_precision
 from convmask.engine.output_folder import claim_output_folder
+from convmask.inference.augmentation import check_augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,10 @@ def check_values(cfg: CfgNode) -> None:
     """
     if cfg.INPUT.FORMAT not in FORMATS:
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, not one of {', '.join(FORMATS)}")
-    if cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED: ConvMask has no test-time augmentation; leave it False")
+    try:
+        check_augmentation(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_test_classes(cfg: CfgNode) -> None:

@@ -10,13 +10,15 @@ from detectron2.modeling import build_model
 
 from convmask.checkpoint import Checkpointer
 from convmask.engine.errors import errors_of_config
+from convmask.inference import with_test_time_augmentation
 
 
 class Predictor(DefaultPredictor):
     """Detectron2's predictor, loading weights as ``--eval-only`` does.
 
     Called with a BGR image of shape (H, W, 3) and type uint8, whatever ``INPUT.FORMAT`` is, it returns the model's
-    output for it: ``instances``, ``sem_seg``, ``panoptic_seg`` at the size of the image, as far as the model has them.
+    output for it: ``instances``, ``sem_seg``, ``panoptic_seg`` at the size of the image, as far as the model has them;
+    with ``TEST.AUG.ENABLED`` what its views agree on.
 
     Attributes:
         metadata: of the first data set in ``DATASETS.TEST``.
@@ -40,5 +42,6 @@ class Predictor(DefaultPredictor):
         self.metadata = MetadataCatalog.get(name)
         Checkpointer(self.model, policy="strict", average=cfg.SOLVER.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
         shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
+        self.model = with_test_time_augmentation(cfg, self.model)
         self.aug = T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT

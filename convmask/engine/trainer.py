@@ -33,6 +33,7 @@ from convmask.engine.optimizer import build_optimizer, scale_learning_rate
 from convmask.engine.progress import ProgressBar, on_terminal
 from convmask.engine.step import TrainStep
 from convmask.evaluation import build_evaluator
+from convmask.inference import with_test_time_augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,11 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
         """The evaluators that fit the data set, writing into ``<OUTPUT_DIR>/inference`` by default."""
         return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """Detectron2's, of the model's views together where ``TEST.AUG.ENABLED`` asks for them."""
+        return super().test(cfg, with_test_time_augmentation(cfg, model), evaluators)
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks in its order, with ours in place of some, and the live bar on a terminal."""

@@ -25,7 +25,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     predict. Detectron2's types of datasets get the same evaluators where there are such, else Detectron2's own.
 
     Args:
-        cfg: reads ``TEST.AP_MAX_DETECTIONS``, ``TEST.DUMP_PANOPTIC``, ``TEST.DUMP_SEMANTIC``,
+        cfg: reads ``TEST.AP_MAX_DETECTIONS``, ``TEST.BOUNDARY_AP``, ``TEST.DUMP_PANOPTIC``, ``TEST.DUMP_SEMANTIC``,
             ``TEST.CACHE_GROUND_TRUTH`` and ``INPUT.SEMANTIC_LAYOUT``.
         dataset_name: a registered dataset.
         output_dir: for predictions in COCO's formats; by default nothing is written.
@@ -61,8 +61,13 @@ def _ground_truth(cfg: CfgNode, dataset_name: str) -> PanopticGroundTruth:
 def _coco(
     cfg: CfgNode, dataset_name: str, output_dir: str | None, ground_truth: PanopticGroundTruth | None = None
 ) -> DatasetEvaluator:
-    limit = cfg.TEST.AP_MAX_DETECTIONS
-    return COCOEvaluator(dataset_name, output_dir=output_dir, max_dets_per_image=limit, ground_truth=ground_truth)
+    return COCOEvaluator(
+        dataset_name,
+        output_dir=output_dir,
+        max_dets_per_image=cfg.TEST.AP_MAX_DETECTIONS,
+        ground_truth=ground_truth,
+        boundary=cfg.TEST.BOUNDARY_AP,
+    )
 
 
 def _semantic(

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -27,11 +28,13 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from convmask.evaluation.boundary import BoundaryCOCOeval
 from convmask.evaluation.ground_truth import PanopticGroundTruth
 from convmask.utils.files import write_atomically
 from convmask.utils.label_runs import encode_masks
 
 TASKS = ("bbox", "segm")
+BOUNDARY = "boundary_segm"
 
 
 class COCOEvaluator(Detectron2COCOEvaluator):
@@ -52,6 +55,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         *,
         max_dets_per_image: int = 100,
         ground_truth: PanopticGroundTruth | None = None,
+        boundary: bool = False,
     ) -> None:
         """Takes a registered dataset.
 
@@ -63,6 +67,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             output_dir: a folder for ``coco_instances_results.json``.
             max_dets_per_image: AP counts this many detections of an image, those of the highest score.
             ground_truth: of a panoptic dataset, shared with other evaluators; made here by default.
+            boundary: also evaluate boundary AP (:mod:`convmask.evaluation.boundary`), where predictions have masks.
 
         Raises:
             ValueError: an unknown task, or a limit below 1.
@@ -80,6 +85,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
         self._max_dets_per_image = max_dets_per_image
+        self._boundary = boundary
         self._ground_truth: PanopticGroundTruth | None = None
         self._coco_api = COCO()
         self._do_evaluation = True
@@ -87,16 +93,12 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         self.reset()
 
     def _prepare_ground_truth(self, dataset_name: str, ground_truth: PanopticGroundTruth | None) -> None:
-        json_file = self._metadata.get("json_file")
-        if json_file:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._coco_api = COCO(PathManager.get_local_path(json_file))
-            # The json of a test set has no annotations: its results are only written.
-            self._do_evaluation = "annotations" in self._coco_api.dataset
-        elif ground_truth or self._metadata.get("evaluator_type") == "convmask_panoptic":
+        if not self._metadata.get("json_file") and (ground_truth or _has_panoptic_truth(self._metadata)):
             self._ground_truth = ground_truth or PanopticGroundTruth(dataset_name)
-        else:
-            self._coco_api = _coco_api(convert_to_coco_dict(dataset_name))
+            return
+        self._coco_api = true_instances(dataset_name)
+        # The json of a test set has no annotations: its results are only written.
+        self._do_evaluation = "annotations" in self._coco_api.dataset
 
     def reset(self) -> None:
         """Forgets all predictions."""
@@ -123,8 +125,8 @@ class COCOEvaluator(Detectron2COCOEvaluator):
 
         Returns:
             ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<category>", ...}, "segm": {...}}`` in percent,
-            NaN where there is no ground truth; empty in other processes than the first, and where the model gives no
-            instances.
+            the same under "boundary_segm" if asked for; NaN where there is no ground truth; empty in other processes
+            than the first, and where the model gives no instances.
         """
         predictions, true_masks = self._predictions, self._true_masks
         if self._distributed:
@@ -151,7 +153,8 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[Hashable] | None = None
     ) -> None:
         detections = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
-        tasks = self._tasks or (TASKS if self._has_masks else TASKS[:1])
+        tasks = list(self._tasks or (TASKS if self._has_masks else TASKS[:1]))
+        tasks += [BOUNDARY] if self._boundary and self._has_masks else []
         self._to_category_ids(detections)
         if self._output_dir:
             os.makedirs(self._output_dir, exist_ok=True)
@@ -165,7 +168,10 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             evaluation = evaluate_detections(
                 self._coco_api, detections, task, self._max_dets_per_image, img_ids, self._category_ids()
             )
-            self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
+            if task == BOUNDARY:
+                self._logger.info("Boundary AP (masks, and their edges):")
+            kind = "segm" if task == BOUNDARY else task
+            self._results[task] = self._derive_coco_results(evaluation, kind, class_names=names)
 
     def _category_ids(self) -> list[int] | None:
         """The category ids of the thing classes in order of class; None where the json's ids are the classes."""
@@ -187,6 +193,29 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             detection["category_id"] = category_ids[index]
 
 
+def _has_panoptic_truth(metadata: Any) -> bool:
+    return metadata.get("evaluator_type") == "convmask_panoptic"
+
+
+def true_instances(dataset_name: str, ground_truth: PanopticGroundTruth | None = None) -> COCO:
+    """The true instances of a registered dataset for pycocotools.
+
+    They come from the COCO json of its metadata (``json_file``), from its panoptic id maps, or from Detectron2's
+    ``annotations`` in its dicts.
+
+    Args:
+        dataset_name: name in Detectron2's catalogs.
+        ground_truth: of a panoptic dataset, shared with others; made here by default.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("json_file"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(PathManager.get_local_path(metadata.json_file))
+    if ground_truth or _has_panoptic_truth(metadata):
+        return _coco_api(_coco_dict(ground_truth or PanopticGroundTruth(dataset_name), {}))
+    return _coco_api(convert_to_coco_dict(dataset_name))
+
+
 def evaluate_detections(
     truth: COCO,
     detections: Sequence[Mapping[str, Any]],
@@ -194,16 +223,18 @@ def evaluate_detections(
     max_dets_per_image: int,
     img_ids: Sequence[Hashable] | None = None,
     category_ids: Sequence[int] | None = None,
+    area_ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> COCOeval:
     """Runs pycocotools with one limit on the detections of an image.
 
     Args:
         truth: ground truth.
         detections: in COCO's results format; none at all is fine.
-        task: "bbox" or "segm".
+        task: "bbox", "segm" or "boundary_segm".
         max_dets_per_image: the only entry of COCOeval's ``maxDets``.
         img_ids: evaluate on these images only.
         category_ids: evaluate these categories only, where the json has others such as stuff.
+        area_ranges: further sizes of objects, by name: least and greatest area in pixels. They follow COCO's own four.
 
     Returns:
         the evaluation, whose ``stats`` are AP, AP50, AP75, APs, APm, APl at that limit in [0, 1]; -1 where there is no
@@ -217,19 +248,44 @@ def evaluate_detections(
         raise ValueError(f"detections of image {next(iter(strangers))!r}, which the ground truth lacks")
     # COCOeval measures a detection by its box wherever there is one; the size of a mask is the area of the mask.
     kept = [{k: v for k, v in d.items() if task == "bbox" or k != "bbox"} for d in detections]
+    if task != "bbox":
+        _complete_sizes(truth, kept)
     with contextlib.redirect_stdout(io.StringIO()):
         # loadRes looks into the first detection.
         empty = {**truth.dataset, "annotations": []}
-        evaluation = COCOeval(truth, truth.loadRes(kept) if kept else _coco_api(empty), task)
+        results = truth.loadRes(kept) if kept else _coco_api(empty)
+        evaluation = BoundaryCOCOeval(truth, results, "segm") if task == BOUNDARY else COCOeval(truth, results, task)
         evaluation.params.maxDets = [max_dets_per_image]
         if img_ids is not None:
             evaluation.params.imgIds = list(img_ids)
         if category_ids is not None:
             evaluation.params.catIds = list(category_ids)
+        for label, limits in (area_ranges or {}).items():
+            evaluation.params.areaRng.append(list(limits))
+            evaluation.params.areaRngLbl.append(label)
         evaluation.evaluate()
         evaluation.accumulate()
     evaluation.stats = _average_precisions(evaluation)
     return evaluation
+
+
+def _complete_sizes(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> None:
+    """Gives images of a json without height and width those of their masks, in place: pycocotools needs them."""
+    bare = {key: image for key, image in truth.imgs.items() if "height" not in image or "width" not in image}
+    if not bare:
+        return
+    for entry in itertools.chain(detections, truth.anns.values()):
+        code = entry.get("segmentation")
+        if entry["image_id"] in bare and isinstance(code, Mapping) and "size" in code:
+            image = bare.pop(entry["image_id"])
+            image["height"], image["width"] = (int(side) for side in code["size"])
+    for entry in truth.anns.values():
+        # Nothing was detected there, so that objects are missed whatever the size: it only has to hold them.
+        if entry["image_id"] in bare and isinstance(entry.get("segmentation"), list):
+            image = bare[entry["image_id"]]
+            for key, first in (("width", 0), ("height", 1)):
+                extent = max((math.ceil(max(polygon[first::2])) for polygon in entry["segmentation"]), default=1)
+                image[key] = max(image.get(key, 1), extent)
 
 
 def _average_precisions(evaluation: COCOeval) -> np.ndarray:

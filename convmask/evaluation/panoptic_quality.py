@@ -161,8 +161,44 @@ def _with_void(image: SegmentedImage) -> np.ndarray:
     return np.where(position >= 0, position, outside)
 
 
+@dataclass(frozen=True)
+class SegmentMatches:
+    """What became of the G true and P predicted segments of one image.
+
+    Attributes:
+        rows, columns: (M,) int64, true and predicted segment of each matched pair.
+        iou: (M,) of each pair.
+        missed: (G,) bool, true segments that count as false negatives.
+        wrong: (P,) bool, predictions that count as false positives.
+        true_areas, predicted_areas: (G,) and (P,) in pixels.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    iou: np.ndarray
+    missed: np.ndarray
+    wrong: np.ndarray
+    true_areas: np.ndarray
+    predicted_areas: np.ndarray
+
+
 def count_matches(truth: SegmentedImage, prediction: SegmentedImage, num_categories: int) -> QualityCounts:
     """The counts of one image, equal to those of panopticapi's ``pq_compute_single_core``.
+
+    Raises:
+        ValueError: see :func:`find_matches`.
+    """
+    matches = find_matches(truth, prediction)
+    return QualityCounts(
+        np.bincount(truth.categories[matches.rows], weights=matches.iou, minlength=num_categories),
+        np.bincount(truth.categories[matches.rows], minlength=num_categories),
+        np.bincount(prediction.categories[matches.wrong], minlength=num_categories),
+        np.bincount(truth.categories[matches.missed], minlength=num_categories),
+    )
+
+
+def find_matches(truth: SegmentedImage, prediction: SegmentedImage) -> SegmentMatches:
+    """Matches the segments of one image by the rules of this module.
 
     Areas of true segments are those of the annotation where it states them, as in panopticapi.
 
@@ -196,12 +232,7 @@ def count_matches(truth: SegmentedImage, prediction: SegmentedImage, num_categor
     missed[rows] = False
     wrong_prediction = _on_ignored(truth, prediction, overlap) / predicted_area <= 0.5
     wrong_prediction[columns] = False
-    return QualityCounts(
-        np.bincount(truth.categories[rows], weights=iou, minlength=num_categories),
-        np.bincount(truth.categories[rows], minlength=num_categories),
-        np.bincount(prediction.categories[wrong_prediction], minlength=num_categories),
-        np.bincount(truth.categories[missed], minlength=num_categories),
-    )
+    return SegmentMatches(rows, columns, iou, missed, wrong_prediction, np.asarray(true_area), predicted_area)
 
 
 def _on_ignored(truth: SegmentedImage, prediction: SegmentedImage, overlap: np.ndarray) -> np.ndarray:

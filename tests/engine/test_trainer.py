@@ -65,7 +65,9 @@ def test_a_contradicting_class_count_is_refused(tiny_options: list[str]) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["TEST.AUG.ENABLED", "True"], r"TEST\.AUG\.ENABLED"),
+        (["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "()"], r"TEST\.AUG\.MIN_SIZES is empty"),
+        (["TEST.AUG.ENABLED", "True", "TEST.AUG.MERGE_THRESH", "0."], r"TEST\.AUG\.MERGE_THRESH is 0\.0"),
+        (["TEST.AUG.ENABLED", "True", "INPUT.TARGETS_IN_TEST", "True"], r"INPUT\.TARGETS_IN_TEST are both True"),
         (["INPUT.FORMAT", "XYZ"], r"INPUT\.FORMAT is 'XYZ', not one of BGR, RGB"),
         (["MODEL.DEVICE", "tpu"], r"MODEL\.DEVICE 'tpu' is no device"),
     ],

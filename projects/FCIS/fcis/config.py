@@ -84,6 +84,9 @@ def _add_inference(node: CfgNode) -> None:
     voting.PROCEDURE = "gpu"
     # Pixels of a mask have at least this value.
     node.BINARY_THRESH = 0.4
+    # What TEST.AUG.ENABLED does. "vote": the RoIs of all views vote together, before any result is cut off, as in the
+    # release. "merge": the results of the views are merged, as those of every other method.
+    node.AUGMENTATION = "vote"
     # How masks get to the size of the image: "release" (boxes rounded to whole pixels, BINARY_THRESH) or "detectron2"
     # (its own pasting, BINARY_THRESH).
     node.PASTE = "release"

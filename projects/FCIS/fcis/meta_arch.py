@@ -11,9 +11,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 
+from convmask.inference import ViewOptions
 from convmask.inference.stages import register_stages
 
-from .augmentation import AugmentationOptions, augmented_predictions
+from .augmentation import augmented_predictions
 from .inference import RoiPredictions, detect, drop_small, paste, rescale
 
 Size = tuple[int, int]
@@ -32,11 +33,11 @@ class FCIS(GeneralizedRCNN):
     """
 
     @configurable
-    def __init__(self, *, augmentation: AugmentationOptions | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, augmentation: ViewOptions | None = None, **kwargs: Any) -> None:
         """As Detectron2's ``GeneralizedRCNN``.
 
         Args:
-            augmentation: at test time; None for none.
+            augmentation: views whose RoIs vote together at test time; None for none.
             kwargs: of ``GeneralizedRCNN``.
         """
         super().__init__(**kwargs)
@@ -54,9 +55,17 @@ class FCIS(GeneralizedRCNN):
         if "instances" not in cfg.INPUT.TARGETS:
             raise ValueError("FCIS needs 'instances' in INPUT.TARGETS")
         augmentation = None
-        if cfg.TEST.AUG.ENABLED:
-            augmentation = AugmentationOptions(tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP)
+        way = cfg.MODEL.FCIS.AUGMENTATION
+        if way not in ("vote", "merge"):
+            raise ValueError(f"MODEL.FCIS.AUGMENTATION is {way!r}, not 'vote' or 'merge'")
+        if cfg.TEST.AUG.ENABLED and way == "vote":
+            augmentation = ViewOptions.from_config(cfg)
         return {**super().from_config(cfg), "augmentation": augmentation}
+
+    @property
+    def augments_itself(self) -> bool:
+        """Whether :meth:`predictions` are those of several views."""
+        return self.augmentation is not None
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Detectron2's, with the attribute ``scales``: for each image the pixels of the input a pixel of the original.

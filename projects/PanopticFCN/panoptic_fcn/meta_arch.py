@@ -38,7 +38,13 @@ from .truth import true_logits
 @register_stages(heads=("heads",), compiled=("backbone", "heads"))
 @META_ARCH_REGISTRY.register()
 class PanopticFCN(nn.Module):
-    """Fully Convolutional Networks for Panoptic Segmentation (Li et al., CVPR 2021, arXiv 2012.00720)."""
+    """Fully Convolutional Networks for Panoptic Segmentation (Li et al., CVPR 2021, arXiv 2012.00720).
+
+    Attributes:
+        sem_seg_values: what the values of ``sem_seg`` are.
+    """
+
+    sem_seg_values = "probabilities"
 
     @configurable
     def __init__(
@@ -269,6 +275,10 @@ class PanopticFCN(nn.Module):
         if self.combine:
             result["panoptic_seg"] = self._combine(instances, labels)
         return result
+
+    def merge_panoptic(self, instances: Instances, sem_seg: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """``panoptic_seg`` by the options of this model, from results of :meth:`inference` or means of several."""
+        return self._combine(instances, sem_seg.argmax(dim=0))
 
     def _combine(self, instances: Instances, labels: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         if self.region_labels is not None:

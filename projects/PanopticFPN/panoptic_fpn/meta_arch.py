@@ -198,11 +198,13 @@ class ConvMaskPanopticFPN(GeneralizedRCNN):
             if instances is not None:
                 result["instances"] = detector_postprocess(instances[index], height, width)
             if self.combine:
-                result["panoptic_seg"] = panoptic_segmentation(
-                    result["instances"], result["sem_seg"], **self.combine_options
-                )
+                result["panoptic_seg"] = self.merge_panoptic(result["instances"], result["sem_seg"])
             results.append(result)
         return results
+
+    def merge_panoptic(self, instances: Instances, sem_seg: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """``panoptic_seg`` by the options of this model, from results of :meth:`inference` or means of several."""
+        return panoptic_segmentation(instances, sem_seg, **self.combine_options)
 
     def _branch_features(self, features: Features) -> tuple[Features, Features]:
         return split_features(features) if self.grouped_fpn else (features, features)
