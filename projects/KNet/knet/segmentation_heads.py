@@ -171,7 +171,7 @@ class FCNHead(SegmentationHead):
 
 
 def _average_by_product(x: torch.Tensor, cells: int) -> torch.Tensor:
-    """``F.adaptive_avg_pool2d`` of (N, C, h, w) to ``cells`` x ``cells``, of any h and w also in ONNX, which lacks it."""
+    """``F.adaptive_avg_pool2d`` of (N, C, h, w) to ``cells`` x ``cells``, of any size in ONNX too."""
     shares = []
     for length in x.shape[2:]:
         cell = torch.arange(cells, device=x.device)[:, None]

@@ -81,9 +81,8 @@ class PanopticFCNExport(ExportWrapper):
         probabilities = _full_size(found["probabilities"], stride, size)
         masks = probabilities > model.inference_options.mask_threshold
         found = blank_invalid({**found, "masks": masks, "boxes": boxes_around(masks)})
-        sem_seg = _full_size(
-            (stuff.vectors @ outputs.encoded.flatten(1)).sigmoid().unflatten(1, outputs.encoded.shape[1:]), stride, size
-        )
+        regions = (stuff.vectors @ outputs.encoded.flatten(1)).sigmoid()
+        sem_seg = _full_size(regions.unflatten(1, outputs.encoded.shape[1:]), stride, size)
         sem_seg = torch.where(stuff.present[:, None, None], sem_seg, 0.0)
         if not model.target_options.with_things:
             # label 0, "things", has no region
@@ -102,9 +101,8 @@ class PanopticFCNExport(ExportWrapper):
             scores = logits.sigmoid()
             average = F.avg_pool2d(scores[None], window, stride=1, padding=window // 2)[0]
             scores = (scores + average) / 2
-            peak = (scores == F.max_pool2d(scores[None], 3, stride=1, padding=1)[0]) & (
-                scores > options.thing_threshold
-            )
+            highest = F.max_pool2d(scores[None], 3, stride=1, padding=1)[0]
+            peak = (scores == highest) & (scores > options.thing_threshold)
             cells = logits.shape[1] * logits.shape[2]
             score, pair = best(torch.where(peak, scores, ABSENT).flatten(), options.top_num // 2)
             classes = torch.div(pair, cells, rounding_mode="floor")
@@ -139,10 +137,9 @@ class PanopticFCNExport(ExportWrapper):
             region = (label == torch.arange(number, device=label.device)[:, None]).to(value.dtype)
             cells = region.sum(dim=1)
             present = (region @ value) / cells.clamp(min=1) > options.stuff_threshold
-            divisor = cells.clamp(min=1) if options.kernel_average == "region" else logits.shape[1] * logits.shape[2]
-            average = (region @ kernels.flatten(1).T) / (
-                divisor[:, None] if isinstance(divisor, torch.Tensor) else divisor
-            )
+            size = logits.shape[1] * logits.shape[2]
+            divisor = cells.clamp(min=1) if options.kernel_average == "region" else torch.full_like(cells, size)
+            average = (region @ kernels.flatten(1).T) / divisor[:, None]
             weight = present.to(value.dtype)[:, None]
             embedded = self.model.stuff_embedding(average) * weight
             total, count = (embedded, weight) if total is None else (total + embedded, count + weight)
