@@ -28,14 +28,14 @@ _THRESHOLD_KEYS = (
 
 
 def demo_config(
-    config_file: str, weights: str = "", confidence_threshold: float = 0.5, opts: Sequence[str] = ()
+    config_file: str, weights: str = "", confidence_threshold: float | None = 0.5, opts: Sequence[str] = ()
 ) -> CfgNode:
     """The config of a model that predicts.
 
     Args:
         config_file: a file, a path below ``configs``, or a name of Detectron2's model zoo.
         weights: a checkpoint. By default the zoo's own for a name of the zoo, else the config's ``MODEL.WEIGHTS``.
-        confidence_threshold: least score of an object, 0 to 1.
+        confidence_threshold: least score of an object, 0 to 1. None: as the config has it.
         opts: ``KEY VALUE ...``, merged last.
 
     Returns:
@@ -44,11 +44,12 @@ def demo_config(
     Raises:
         ConfigError: a wrong config, or no weights.
     """
-    if not 0 <= confidence_threshold <= 1:
+    if confidence_threshold is not None and not 0 <= confidence_threshold <= 1:
         raise ConfigError(f"the confidence threshold is {confidence_threshold}, not between 0 and 1")
     cfg = load_config(config_file)
     cfg.MODEL.WEIGHTS = weights or _zoo_weights(config_file) or cfg.MODEL.WEIGHTS
-    cfg.merge_from_list([item for key in _THRESHOLD_KEYS for item in (key, float(confidence_threshold))])
+    if confidence_threshold is not None:
+        cfg.merge_from_list([item for key in _THRESHOLD_KEYS for item in (key, float(confidence_threshold))])
     merge_options(cfg, opts)
     # A config for training names the backbone that it begins with.
     if not cfg.MODEL.WEIGHTS or "://ImageNetPretrained/" in cfg.MODEL.WEIGHTS:

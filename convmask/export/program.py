@@ -15,9 +15,9 @@ import torch
 
 from .wrapper import ExportError, ExportWrapper, Size
 
-# Where sizes are not fixed, sides are multiples of this, from twice to 64 times it.
+# Where sizes are not fixed, sides are multiples of this, from the wrapper's ``least_side`` to the greatest.
 STEP = 32
-_MULTIPLES = 2, 64
+GREATEST_SIDE = 2048
 DEFAULT_OPSET = 18
 # Of the operators that ONNX has.
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -57,7 +57,7 @@ def export_program(wrapper: ExportWrapper, size: Size, dynamic: bool = False) ->
     Args:
         wrapper: on the CPU.
         size: height and width of the images; where ``dynamic``, an example.
-        dynamic: sides are any multiples of 32 from 64 to 2048.
+        dynamic: sides are any multiples of ``STEP`` from ``wrapper.least_side`` to ``GREATEST_SIDE``.
 
     Raises:
         ExportError: a step of the model cannot be exported, or only with a fixed size.
@@ -66,9 +66,9 @@ def export_program(wrapper: ExportWrapper, size: Size, dynamic: bool = False) ->
     dynamic_shapes = None
     if dynamic:
         # sides that are equal, or have few cells, would become conditions of the program
-        height, width = (max(2, round(side / STEP)) * STEP for side in size)
+        height, width = (max(wrapper.least_side, round(side / STEP) * STEP) for side in size)
         width += STEP * (height == width)
-        least, most = _MULTIPLES
+        least, most = wrapper.least_side // STEP, GREATEST_SIDE // STEP
         rows, columns = (torch.export.Dim(name, min=least, max=most) for name in ("rows", "columns"))
         dynamic_shapes = {"image": {1: STEP * rows, 2: STEP * columns}}
     image = torch.rand(3, height, width) * 255
@@ -114,6 +114,7 @@ def onnx_bytes(program: Any, outputs: Sequence[str], opset: int = DEFAULT_OPSET)
                 opset_version=opset,
                 input_names=["image"],
                 output_names=list(outputs),
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
                 verbose=False,
             )
         except Exception as error:
@@ -163,6 +164,14 @@ def onnx_runner(content: bytes, outputs: Sequence[str]) -> Runner:
         return dict(zip(outputs, session.run(list(outputs), {"image": image.numpy()}), strict=True))
 
     return run
+
+
+def _stable_sort(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """``torch.sort`` in ONNX, whose TopK puts the first of equal values first."""
+    from onnxscript import opset18 as op
+
+    length = op.Reshape(op.Gather(op.Shape(self), dim, axis=0), op.Constant(value_ints=[1]))
+    return op.TopK(self, length, axis=dim, largest=descending, sorted=True)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ What is absent has the score ``ABSENT``.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torchvision.ops import nms
@@ -18,11 +19,12 @@ MOST_CANDIDATES = 8192
 def best(scores: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest of (K,) scores in ``limit`` rows: scores, descending, and indices; ``ABSENT`` and 0 in what is left.
 
-    K may be smaller than the limit.
+    Of equal scores the first comes first, as ``torch.topk`` does not promise: RoIs that are rounded to the same pixels
+    have equal scores. K may be smaller than the limit.
     """
     if not isinstance(scores.shape[0], int) or scores.shape[0] < limit:
         scores = torch.cat([scores, scores.new_full((limit,), ABSENT)])
-    values, indices = scores.topk(limit)
+    values, indices = (x[:limit] for x in scores.sort(stable=True, descending=True))
     return values, torch.where(values > ABSENT, indices, 0)
 
 
@@ -57,6 +59,20 @@ def survivors(
         boxes = boxes + (fields.to(boxes.dtype) * (boxes.max() + 1)).repeat(1, 2)
     kept = nms(boxes, scores, threshold)
     return torch.zeros_like(present).index_fill(0, kept, True) & present
+
+
+def anchors_of(generator: Any, level: int, feature: torch.Tensor) -> torch.Tensor:
+    """(H W A, 4) anchors of a level (1, C, H, W), as Detectron2's ``DefaultAnchorGenerator`` lays them out.
+
+    That itself calls ``meshgrid`` in a way that ``torch.export`` does not take.
+    """
+    cells = list(generator.cell_anchors)[level]
+    stride, places = generator.strides[level], []
+    for length in (feature.shape[3], feature.shape[2]):
+        places.append((torch.arange(length, device=cells.device) + generator.offset) * stride)
+    x, y = places[0][None, :].expand(feature.shape[2], -1), places[1][:, None].expand(-1, feature.shape[3])
+    shifts = torch.stack([x, y, x, y], dim=-1)
+    return (shifts[:, :, None] + cells).flatten(0, 2)
 
 
 def boxes_around(masks: torch.Tensor) -> torch.Tensor:

@@ -62,6 +62,11 @@ class ExportWrapper(nn.Module):
         """Images are padded to multiples of this, as the model does."""
         return max(int(self.model.backbone.size_divisibility), 1)
 
+    @property
+    def least_side(self) -> int:
+        """Of the images of a program for all sizes: a level of one cell is traced as if it never had more."""
+        return max(64, *(2 * shape.stride for shape in self.model.backbone.output_shape().values()))
+
     def forward(self, image: torch.Tensor) -> Outputs:
         """The outputs of an image.
 

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from convmask.export.masks import interpolate_at, paste, paste_whole
-from convmask.export.selection import ABSENT, MOST_CANDIDATES, best, survivors, valid_first
+from convmask.export.selection import ABSENT, MOST_CANDIDATES, anchors_of, best, survivors, valid_first
 from convmask.export.wrapper import (
     INSTANCES,
     ExportError,
@@ -101,12 +101,12 @@ class FCISExport(ExportWrapper):
         rpn = self.model.proposal_generator
         convention: Convention = rpn.convention
         levels = [features[name] for name in rpn.in_features]
-        anchors = [level.tensor for level in rpn.anchor_generator(levels)]
         boxes, ranks, of_level = [], [], []
         for level, (scores, deltas) in enumerate(zip(*rpn.rpn_head(levels), strict=True)):
+            anchors = anchors_of(rpn.anchor_generator, level, levels[level])
             score, delta = _by_anchor(scores, 2)[0], _by_anchor(deltas, 4)[0]
             rank = score[:, 1] if convention.rank_by_foreground else score[:, 1] - score[:, 0]
-            box = clip(decode(anchors[level], delta, convention), size, convention)
+            box = clip(decode(anchors, delta, convention), size, convention)
             usable = (sides(box, convention) >= rpn.min_box_size).all(dim=1)
             stride, cells = rpn.anchor_generator.strides[level], (levels[level].shape[2], levels[level].shape[3])
             number = rpn.anchor_generator.num_anchors[level]

@@ -18,7 +18,7 @@ from torchvision.ops import roi_align
 
 from convmask.export.masks import paste
 from convmask.export.panoptic import merge
-from convmask.export.selection import ABSENT, MOST_CANDIDATES, best, survivors, valid_first
+from convmask.export.selection import ABSENT, MOST_CANDIDATES, anchors_of, best, survivors, valid_first
 from convmask.export.wrapper import (
     INSTANCES,
     PANOPTIC,
@@ -85,12 +85,12 @@ class PanopticFPNExport(ExportWrapper):
         rpn = self.model.proposal_generator
         levels = [features[name] for name in rpn.in_features]
         logits, deltas = rpn.rpn_head(levels)
-        anchors = rpn.anchor_generator(levels)
         boxes, scores, level_of = [], [], []
-        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True)):
+            anchors = anchors_of(rpn.anchor_generator, level, levels[level])
             value, index = best(logit[0].permute(1, 2, 0).flatten(), rpn.pre_nms_topk[False])
             delta = delta[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)
-            box = _clip(_decode(anchor.tensor[index], delta[index], rpn.box2box_transform)[:, 0], size)
+            box = _clip(_decode(anchors[index], delta[index], rpn.box2box_transform)[:, 0], size)
             sides = box[:, 2:] - box[:, :2]
             scores.append(torch.where((sides > rpn.min_box_size).all(dim=1), value, ABSENT))
             boxes.append(box)
