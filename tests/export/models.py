@@ -50,17 +50,8 @@ OPTIONS: dict[str, list[Any]] = {
 
 def quick_config(name: str, *options: str) -> CfgNode:
     """A quick config with a narrow backbone, of the classes of the synthetic data."""
-    shared = [
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.NARROW_RESNET.WIDTH",
-        "8",
-        "MODEL.FPN.OUT_CHANNELS",
-        "32",
-        "MODEL.WEIGHTS",
-        "",
-    ]
-    cfg = load_config(f"quick/{name}.yaml", [*shared, *OPTIONS[name], *options])
+    narrow = ["MODEL.NARROW_RESNET.WIDTH", "8", "MODEL.FPN.OUT_CHANNELS", "32"]
+    cfg = load_config(f"quick/{name}.yaml", ["MODEL.DEVICE", "cpu", *narrow, *OPTIONS[name], *options])
     prepare(cfg)
     return cfg
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,7 @@ from convmask.export.program import (
     program_runner,
 )
 
-sys.path.insert(0, str(Path(__file__).parent))
-from models import OPTIONS, photograph, random_model
+from .models import OPTIONS, photograph, random_model
 
 VARIANTS = [
     *((name, ()) for name in OPTIONS),
