@@ -11,11 +11,6 @@ import torch
 
 from convmask.utils.exporting import exporting
 
-try:
-    from torch._higher_order_ops.scan import scan
-except ImportError:  # before torch 2.6
-    scan = None
-
 State = list[torch.Tensor]
 
 
@@ -70,7 +65,9 @@ def _one_after_the_other(
     eligible: torch.Tensor,
 ) -> tuple[State, torch.Tensor]:
     """State and results (N,) of steps over the instances: a loop of the program, not a copy of the step for each."""
-    if scan is not None and exporting():
+    if exporting():
+        # takes long to import, and is of recent versions
+        from torch._higher_order_ops.scan import scan
 
         def scanned(state: State, item: State) -> tuple[State, torch.Tensor]:
             state, result = step(state, *item)

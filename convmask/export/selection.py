@@ -75,6 +75,12 @@ def anchors_of(generator: Any, level: int, feature: torch.Tensor) -> torch.Tenso
     return (shifts[:, :, None] + cells).flatten(0, 2)
 
 
+def clipped(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Boxes (..., 4) with coordinates from 0 to the sides, which may be symbols."""
+    x, y = boxes[..., 0::2].clamp(min=0, max=width), boxes[..., 1::2].clamp(min=0, max=height)
+    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
 def boxes_around(masks: torch.Tensor) -> torch.Tensor:
     """(N, 4) float32 boxes around (N, H, W) bool masks, right and bottom excluded; zeros around an empty one."""
     sides = []

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from convmask.export.masks import interpolate_at, paste, paste_whole
-from convmask.export.selection import ABSENT, MOST_CANDIDATES, anchors_of, best, survivors, valid_first
+from convmask.export.selection import ABSENT, MOST_CANDIDATES, anchors_of, best, clipped, survivors, valid_first
 from convmask.export.wrapper import (
     INSTANCES,
     ExportError,
@@ -25,7 +25,7 @@ from convmask.export.wrapper import (
 )
 from convmask.ops.ps_roi_pool import bins
 
-from .boxes import clip, decode, from_detectron, sides, to_detectron
+from .boxes import decode, from_detectron, sides, to_detectron
 from .convention import Convention
 from .heads import Maps
 from .meta_arch import FCIS
@@ -85,7 +85,7 @@ class FCISExport(ExportWrapper):
         rois = self._rounds(maps, boxes, present, size)
         options = heads.inference_options
         large = (sides(rois.boxes, heads.convention) >= options.min_size).all(dim=1)
-        rois = rois._replace(present=rois.present & large, boxes=clip(rois.boxes, size, heads.convention))
+        rois = rois._replace(present=rois.present & large, boxes=_clip(rois.boxes, size, heads.convention))
         score, roi, category = self._select(rois)
         found = {"scores": score, "classes": category - 1, "valid": score > ABSENT}
         boxes, masks = rois.boxes[roi], rois.masks[roi]
@@ -106,7 +106,7 @@ class FCISExport(ExportWrapper):
             anchors = anchors_of(rpn.anchor_generator, level, levels[level])
             score, delta = _by_anchor(scores, 2)[0], _by_anchor(deltas, 4)[0]
             rank = score[:, 1] if convention.rank_by_foreground else score[:, 1] - score[:, 0]
-            box = clip(decode(anchors, delta, convention), size, convention)
+            box = _clip(decode(anchors, delta, convention), size, convention)
             usable = (sides(box, convention) >= rpn.min_box_size).all(dim=1)
             stride, cells = rpn.anchor_generator.strides[level], (levels[level].shape[2], levels[level].shape[3])
             number = rpn.anchor_generator.num_anchors[level]
@@ -129,7 +129,7 @@ class FCISExport(ExportWrapper):
             scores, masks, deltas = self._read(tables, boxes)
             rounds.append(Rois(boxes, scores.softmax(dim=1), masks.softmax(dim=1)[:, 1], present))
             deltas = deltas * deltas.new_tensor(heads.sampling_options.deviations)
-            boxes = clip(decode(boxes, deltas, heads.convention), size, heads.convention)
+            boxes = _clip(decode(boxes, deltas, heads.convention), size, heads.convention)
         return Rois(*(torch.cat(part) for part in zip(*rounds, strict=True)))
 
     def _read(
@@ -247,9 +247,14 @@ class FCISExport(ExportWrapper):
         options, convention = heads.inference_options, heads.convention
         if options.paste == "detectron2":
             return paste(masks, boxes, *size) >= options.binary_threshold
-        pixels = clip(from_detectron(boxes, convention), size, convention).round()
+        pixels = _clip(from_detectron(boxes, convention), size, convention).round()
         pixels = torch.cat([pixels[:, :2], pixels[:, 2:] + convention.offset], dim=1)
         return paste_whole(masks, pixels, *size, options.binary_threshold)
+
+
+def _clip(boxes: torch.Tensor, size: Size, convention: Convention) -> torch.Tensor:
+    """As ``boxes.clip``, which makes a tensor of the size."""
+    return clipped(boxes, size[0] - convention.offset, size[1] - convention.offset)
 
 
 def _tables(maps: Maps) -> dict[str, torch.Tensor]:

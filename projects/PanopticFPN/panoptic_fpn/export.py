@@ -18,7 +18,7 @@ from torchvision.ops import roi_align
 
 from convmask.export.masks import paste
 from convmask.export.panoptic import merge
-from convmask.export.selection import ABSENT, MOST_CANDIDATES, anchors_of, best, survivors, valid_first
+from convmask.export.selection import ABSENT, MOST_CANDIDATES, anchors_of, best, clipped, survivors, valid_first
 from convmask.export.wrapper import (
     INSTANCES,
     PANOPTIC,
@@ -90,7 +90,7 @@ class PanopticFPNExport(ExportWrapper):
             anchors = anchors_of(rpn.anchor_generator, level, levels[level])
             value, index = best(logit[0].permute(1, 2, 0).flatten(), rpn.pre_nms_topk[False])
             delta = delta[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)
-            box = _clip(_decode(anchors[index], delta[index], rpn.box2box_transform)[:, 0], size)
+            box = clipped(_decode(anchors[index], delta[index], rpn.box2box_transform)[:, 0], *size)
             sides = box[:, 2:] - box[:, :2]
             scores.append(torch.where((sides > rpn.min_box_size).all(dim=1), value, ABSENT))
             boxes.append(box)
@@ -104,7 +104,7 @@ class PanopticFPNExport(ExportWrapper):
         heads = self.model.roi_heads
         probabilities, boxes = _box_stages(heads, features, proposals, size)
         predictor = heads.box_predictor[-1] if isinstance(heads, CascadeROIHeads) else heads.box_predictor
-        boxes = _clip(boxes, size)  # (R, K or 1, 4)
+        boxes = clipped(boxes, *size)  # (R, K or 1, 4)
         # a proposal that there is not has no area
         there = ((proposals[:, 2:] - proposals[:, :2]) > 0).all(dim=1)
         scores = probabilities[:, :-1]
@@ -173,7 +173,7 @@ def _box_stages(
     total: Any = 0
     boxes = proposals[:, None]
     for head, predictor in zip(box_heads, predictors, strict=True):
-        rois = _clip(boxes[:, 0], size)
+        rois = clipped(boxes[:, 0], *size)
         logits, deltas = predictor(head(_pool(heads.box_pooler, levels, rois)))
         boxes = _decode(rois, deltas, predictor.box2box_transform)
         total = total + logits.softmax(dim=-1)
@@ -214,12 +214,6 @@ def _decode(boxes: torch.Tensor, deltas: torch.Tensor, transform: Any) -> torch.
     x, y = dx * width + (left + 0.5 * width), dy * height + (top + 0.5 * height)
     half_width, half_height = 0.5 * (dw.exp() * width), 0.5 * (dh.exp() * height)
     return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], dim=2)
-
-
-def _clip(boxes: torch.Tensor, size: Size) -> torch.Tensor:
-    """Boxes (..., 4) within the image."""
-    x, y = boxes[..., 0::2].clamp(min=0, max=size[1]), boxes[..., 1::2].clamp(min=0, max=size[0])
-    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
 
 
 register_export("ConvMaskPanopticFPN", PanopticFPNExport)
