@@ -77,7 +77,8 @@ def difference(expected: Mapping[str, Any], outputs: Arrays) -> Difference:
         true = expected["sem_seg"].numpy()
         found["sem_seg"] = float(np.abs(true - outputs["sem_seg"]).max() / max(1.0, np.abs(true).max()))
     if "panoptic_seg" in expected:
-        found["panoptic"] = _panoptic(*expected["panoptic_seg"], outputs)
+        ids, segments = expected["panoptic_seg"]
+        found["panoptic"] = _panoptic(ids, segments, outputs)
     return Difference(**found)
 
 

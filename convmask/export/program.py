@@ -168,8 +168,9 @@ def onnx_runner(content: bytes, outputs: Sequence[str]) -> Runner:
 
 def _stable_sort(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """``torch.sort`` in ONNX, whose TopK puts the first of equal values first."""
-    from onnxscript import opset18 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset18
     length = op.Reshape(op.Gather(op.Shape(self), dim, axis=0), op.Constant(value_ints=[1]))
     return op.TopK(self, length, axis=dim, largest=descending, sorted=True)
 

@@ -6,7 +6,7 @@ encoded feature.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -130,7 +130,8 @@ class PanopticFCNExport(ExportWrapper):
     def _stuff(self, outputs: HeadOutputs) -> Stuff:
         """See ``stuff_kernels`` and ``fuse_stuff``."""
         options = self.model.inference_options
-        total, count = None, None
+        total: Any = 0
+        count: Any = 0
         for logits, kernels in zip(outputs.regions, outputs.kernels, strict=True):
             value, label = logits.sigmoid().flatten(1).max(dim=0)
             number = logits.shape[0]
@@ -142,7 +143,7 @@ class PanopticFCNExport(ExportWrapper):
             average = (region @ kernels.flatten(1).T) / divisor[:, None]
             weight = present.to(value.dtype)[:, None]
             embedded = self.model.stuff_embedding(average) * weight
-            total, count = (embedded, weight) if total is None else (total + embedded, count + weight)
+            total, count = total + embedded, count + weight
         return Stuff(total / count.clamp(min=1), count[:, 0] > 0)
 
     def _instances(self, things: Kernels, encoded: torch.Tensor) -> Outputs:
