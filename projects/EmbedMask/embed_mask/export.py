@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convmask.export.selection import ABSENT, best, survivors
+from convmask.export.selection import ABSENT, best, clipped, survivors
 from convmask.export.wrapper import INSTANCES, ExportWrapper, Outputs, Size, blank_invalid, register_export
 
 from .fcos import ConvMaskFCOS
@@ -54,11 +54,9 @@ class FCOSExport(ExportWrapper):
             first += cells
         scores, classes, chosen = (torch.cat(part) for part in zip(*parts, strict=True))
         points = self.model.locations(outputs).points
-        extent = 1.0 if options.inclusive else 0.0
+        extent = int(options.inclusive)
         corners = decode(points[chosen], outputs.pixel_distances()[0, chosen])
-        x = corners[:, 0::2].clamp(min=0, max=size[1] - extent)
-        y = corners[:, 1::2].clamp(min=0, max=size[0] - extent)
-        corners = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+        corners = clipped(corners, size[0] - extent, size[1] - extent)
         boxes = torch.cat([corners[:, :2], corners[:, 2:] + extent], dim=1)
         num_classes = outputs.logits[0].shape[1]
         kept = survivors(boxes, scores, classes, num_classes, options.nms_threshold)
