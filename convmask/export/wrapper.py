@@ -65,7 +65,7 @@ class ExportWrapper(nn.Module):
     @property
     def least_side(self) -> int:
         """Of the images of a program for all sizes: a level of one cell is traced as if it never had more."""
-        return max(64, *(2 * shape.stride for shape in self.model.backbone.output_shape().values()))
+        return max([64, *(2 * shape.stride for shape in self.model.backbone.output_shape().values())])
 
     def forward(self, image: torch.Tensor) -> Outputs:
         """The outputs of an image.

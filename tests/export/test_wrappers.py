@@ -166,7 +166,8 @@ def test_onnx_and_a_saved_program_of_all_sizes(name: str) -> None:
     model, wrapper, program = exported(name, dynamic=True)
     names = list(wrapper.outputs)
     runners = program_runner(program_bytes(program)), onnx_runner(onnx_bytes(program, names), names)
-    for height, width, number in ((128, 160, 0), (160, 128, 1), (192, 192, 2)):
+    least = wrapper.least_side
+    for number, (height, width) in enumerate([(least, least + 32), (least + 32, least), (least + 64, least + 64)]):
         image = photograph(height, width, number)
         expected = predicted(model, image)
         for run in runners:
