@@ -138,8 +138,8 @@ def exported(name: str, dynamic: bool) -> tuple[nn.Module, Any, Any]:
 
 
 # Each takes 5 to 10 seconds of one core, and ONNX 20.
-FAST = {"embed_mask_synthetic", "knet_panoptic_synthetic"}
-IN_ONNX = {"panoptic_fcn_synthetic", "fcis_synthetic"}
+FAST = {"embed_mask_synthetic"}
+IN_ONNX = {"panoptic_fcn_synthetic"}
 METHODS = [name for name in OPTIONS if name != "fcis_fpn_synthetic"]
 FIXED = [
     pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in METHODS if name not in IN_ONNX
