@@ -138,7 +138,7 @@ def program_runner(content: bytes) -> Runner:
         module = torch.export.load(io.BytesIO(content)).module()
 
     def run(image: torch.Tensor) -> dict[str, np.ndarray]:
-        with torch.no_grad():
+        with torch.no_grad(), _errors_of_running("the program", image):
             return {name: value.numpy() for name, value in module(image).items()}
 
     return run
@@ -161,9 +161,20 @@ def onnx_runner(content: bytes, outputs: Sequence[str]) -> Runner:
         raise ExportError(f"onnxruntime {onnxruntime.__version__} cannot load it: {_first_line(error)}") from error
 
     def run(image: torch.Tensor) -> dict[str, np.ndarray]:
-        return dict(zip(outputs, session.run(list(outputs), {"image": image.numpy()}), strict=True))
+        with _errors_of_running("the ONNX file", image):
+            return dict(zip(outputs, session.run(list(outputs), {"image": image.numpy()}), strict=True))
 
     return run
+
+
+@contextmanager
+def _errors_of_running(what: str, image: torch.Tensor) -> Iterator[None]:
+    """Conditions of a program that an image does not meet become an ExportError."""
+    try:
+        yield
+    except Exception as error:
+        size = " x ".join(map(str, image.shape[1:]))
+        raise ExportError(f"{what} fails on an image of {size}: {_first_line(error)}") from error
 
 
 def _stable_sort(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
