@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from convmask.utils.exporting import exporting
 
 
 def append_coordinates(x: torch.Tensor) -> torch.Tensor:
@@ -16,8 +20,9 @@ def append_coordinates(x: torch.Tensor) -> torch.Tensor:
         -1.
     """
     batch, _, height, width = x.shape
-    rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
-    columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+    line = _line_of_any_length if exporting() else torch.linspace
+    rows = line(-1, 1, height, device=x.device, dtype=x.dtype)
+    columns = line(-1, 1, width, device=x.device, dtype=x.dtype)
     return torch.cat(
         [
             x,
@@ -26,3 +31,9 @@ def append_coordinates(x: torch.Tensor) -> torch.Tensor:
         ],
         dim=1,
     )
+
+
+def _line_of_any_length(start: float, end: float, steps: int, **options: Any) -> torch.Tensor:
+    """``torch.linspace``, which an exporter makes for one length alone."""
+    index = torch.arange(steps, **options)
+    return index * (end - start) / index[-1:].clamp(min=1) + start

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torchvision.ops import deform_conv2d
 
+from convmask.utils.exporting import exporting
+
 from .deform_sampling import deform_conv2d_by_bags
 
 
@@ -77,9 +79,9 @@ class DeformConv2d(nn.Module):
         """(N, in_channels, H, W) to (N, out_channels, H', W'), the sizes of a plain convolution."""
         predicted = self.offset(x)
         offsets, logits = predicted[:, : 2 * self.taps], predicted[:, 2 * self.taps :]
-        # torchvision's backward pass on the CPU takes ten times as long
-        learns = torch.is_grad_enabled() and x.device.type == "cpu"
-        convolve = deform_conv2d_by_bags if learns else deform_conv2d
+        # torchvision's backward pass on the CPU takes ten times as long, and few runtimes of ONNX have its operator
+        by_bags = exporting() or (torch.is_grad_enabled() and x.device.type == "cpu")
+        convolve = deform_conv2d_by_bags if by_bags else deform_conv2d
         # torchvision's operator takes tensors of one type, and its autocasting leaves the mask alone
         kind = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):

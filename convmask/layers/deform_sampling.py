@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from convmask.utils.exporting import exporting
+
 
 def deform_conv2d_by_bags(
     x: torch.Tensor,
@@ -55,7 +57,10 @@ def deform_conv2d_by_bags(
     # (N * H' * W' * T, 4)
     cells, weights = (part.flatten(0, 1).permute(1, 3, 4, 2, 0).reshape(-1, 4) for part in (cells, weights))
     table = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    samples = F.embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
+    if exporting():
+        samples = (table[cells] * weights[:, :, None]).sum(dim=1)
+    else:
+        samples = F.embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
     matrix = weight.permute(2, 3, 1, 0).reshape(taps * channels, -1)
     samples = samples.view(count * out_height * out_width, taps * channels)
     result = samples @ matrix if bias is None else torch.addmm(bias, samples, matrix)

@@ -152,7 +152,7 @@ def bins(
         place = torch.arange(output_size + 1, device=rois.device)
         borders = place * step + start
         begin, stop = borders[:, :-1].floor(), borders[:, 1:].ceil()
-        both = torch.stack([begin, stop], dim=2).nan_to_num(0.0, posinf=limit, neginf=0.0).clamp(0, limit).long()
+        both = torch.stack([begin, stop], dim=2).nan_to_num(0.0).clamp(0, limit).long()
         ranges.append(both)
     counts = [(both[..., 1] - both[..., 0]).clamp(min=0) for both in ranges]
     return ranges[0], ranges[1], counts[0][:, :, None] * counts[1][:, None]

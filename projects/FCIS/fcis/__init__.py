@@ -1,6 +1,6 @@
 """FCIS: fully convolutional instance-aware semantic segmentation (Li et al., CVPR 2017, arXiv 1611.07709)."""
 
-from . import checkpoint, classes  # register the converters of the original releases, and the class counts
+from . import checkpoint, classes, export  # register the releases' converters, the class counts and the export
 from .anchors import FCISAnchorGenerator
 from .backbone import (
     build_fcis_narrow_resnet_backbone,
@@ -32,4 +32,5 @@ __all__ = [
     "build_fcis_resnet_fpn_backbone",
     "checkpoint",
     "classes",
+    "export",
 ]

@@ -1,6 +1,6 @@
 """K-Net (Zhang et al., NeurIPS 2021, arXiv 2106.14855)."""
 
-from . import checkpoint  # registers the converters of the original releases
+from . import checkpoint, export  # register the converters of the original releases, and the export
 from .config import add_knet_config
 from .kernel_head import KernelHead
 from .meta_arch import KNet
@@ -20,4 +20,5 @@ __all__ = [
     "UPerHead",
     "add_knet_config",
     "checkpoint",
+    "export",
 ]

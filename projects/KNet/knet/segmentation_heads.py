@@ -17,6 +17,8 @@ from fvcore.nn import weight_init
 from torch import nn
 from torch.nn import functional as F
 
+from convmask.utils.exporting import exporting
+
 Features = Mapping[str, torch.Tensor]
 
 
@@ -168,6 +170,19 @@ class FCNHead(SegmentationHead):
         return y if self.conv_cat is None else self.conv_cat(torch.cat([x, y], dim=1))
 
 
+def _average_by_product(x: torch.Tensor, cells: int) -> torch.Tensor:
+    """``F.adaptive_avg_pool2d`` of (N, C, h, w) to ``cells`` x ``cells``, of any size in ONNX too."""
+    shares = []
+    for length in x.shape[2:]:
+        cell = torch.arange(cells, device=x.device)[:, None]
+        first = torch.div(cell * length, cells, rounding_mode="floor")
+        last = torch.div((cell + 1) * length + cells - 1, cells, rounding_mode="floor")
+        place = torch.arange(length, device=x.device)
+        inside = ((place >= first) & (place < last)).to(x.dtype)
+        shares.append(inside / inside.sum(dim=1, keepdim=True))
+    return shares[0] @ x @ shares[1].T
+
+
 class PyramidPooling(nn.ModuleList):
     """Averages of the map over grids of several sizes (PSPNet, arXiv 1612.01105)."""
 
@@ -179,7 +194,8 @@ class PyramidPooling(nn.ModuleList):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, h, w) to (N, out_channels, h, w): the input, then each grid at its size."""
-        pooled = [conv(F.adaptive_avg_pool2d(x, scale)) for conv, scale in zip(self, self.scales, strict=True)]
+        pool = _average_by_product if exporting() else F.adaptive_avg_pool2d
+        pooled = [conv(pool(x, scale)) for conv, scale in zip(self, self.scales, strict=True)]
         size = x.shape[2:]
         return torch.cat(
             [x, *(F.interpolate(y, size=size, mode="bilinear", align_corners=False) for y in pooled)], dim=1

@@ -15,6 +15,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from convmask.utils.exporting import exporting
+
 from .segmentation_heads import FCNHead, Features, SegmentationHead, cross_entropy
 from .update_head import KernelUpdateHead, Round
 
@@ -149,15 +151,19 @@ def _run_up_to(head: nn.Module, layer: nn.Module, features: Features) -> tuple[t
 
     def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         reached.extend((inputs[0], output))
-        raise _ReachedError
+        # an exporter keeps account of the modules that it has entered and left
+        if not exporting():
+            raise _ReachedError
 
     handle = layer.register_forward_hook(stop)
     try:
         head(features)
     except _ReachedError:
-        return reached[0], reached[1]
+        pass
     finally:
         handle.remove()
+    if reached:
+        return reached[0], reached[1]
     raise RuntimeError(f"{type(head).__name__} does not use its layer 'predictor'")
 
 

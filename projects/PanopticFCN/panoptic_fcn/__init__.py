@@ -1,6 +1,6 @@
 """Panoptic FCN (Li et al., CVPR 2021, arXiv 2012.00720)."""
 
-from . import checkpoint  # registers the converter of the original release
+from . import checkpoint, export  # register the converter of the original release, and the export
 from .config import add_panoptic_fcn_config
 from .heads import FeatureEncoder, HeadOutputs, KernelHead, PositionHead
 from .meta_arch import PanopticFCN
@@ -13,4 +13,5 @@ __all__ = [
     "PositionHead",
     "add_panoptic_fcn_config",
     "checkpoint",
+    "export",
 ]
