@@ -18,7 +18,7 @@ TORCH ?= $(or $(shell cat $(ENVIRONMENT) 2>/dev/null),2.14)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install build demo test test-all lint format check-detectron2 wheel clean distclean FORCE
+.PHONY: help install build demo compare test test-all lint format check-detectron2 wheel clean distclean FORCE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,10 @@ install: $(EXTENSION) ## create .venv, or complete it, with everything that the 
 demo: $(EXTENSION) ## train, evaluate and draw a small model; with IMAGE=photo.jpg: predict on it (WEIGHTS=, CONFIG=)
 	@$(PY) -W ignore demo/quick_demo.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	  $(if $(CONFIG),--config "$(CONFIG)")
+
+compare: $(EXTENSION) ## train every method for BUDGET=3m on DATA=synthetic (or nuclei), and write docs/comparison.{md,html}
+	$(PY) -W ignore tools/compare.py --budget $(or $(BUDGET),3m) --data $(or $(DATA),synthetic) \
+	  --clock $(or $(CLOCK),wall) --page $(or $(PAGE),docs) $(ARGS)
 
 test: $(EXTENSION) ## run the tests that take seconds
 	$(PY) -m pytest -m "not slow" $(ARGS)

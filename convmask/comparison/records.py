@@ -21,13 +21,11 @@ class Settings:
         data: "nuclei" or "synthetic", the end of the configs' names.
         budget: seconds of training.
         clock: by which clock, see :data:`convmask.engine.budget.CLOCKS`.
-        threads: of torch.
     """
 
     data: str
     budget: float
     clock: str
-    threads: int
 
 
 class MethodFolder:

@@ -38,7 +38,7 @@ def train_within(cfg: CfgNode, settings: Settings, folder: MethodFolder) -> dict
         folder: of the method, to which ``OUTPUT_DIR`` leads.
 
     Returns:
-        The record: ``settings``, ``iterations``, ``images_per_iteration``, ``seconds`` of the training by both clocks,
+        The record: ``settings``, ``threads``, ``iterations``, ``images_per_iteration``, ``seconds`` of the training by both clocks,
         ``evaluation_seconds``, and ``results`` as Detectron2's evaluators give them, in percent.
     """
     check_before_training(cfg)
@@ -56,6 +56,7 @@ def train_within(cfg: CfgNode, settings: Settings, folder: MethodFolder) -> dict
         results = Trainer.test(cfg, trainer.model)
     record = {
         "settings": asdict(settings),
+        "threads": torch.get_num_threads(),
         "iterations": iterations,
         "images_per_iteration": cfg.SOLVER.IMS_PER_BATCH,
         "seconds": seconds,

@@ -38,6 +38,12 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def format_duration(seconds: float) -> str:
+    """The shortest text that :func:`parse_duration` reads: ``"25m"``, ``"90s"``, ``"2h"``."""
+    unit = next(unit for unit in "hms" if seconds % _UNITS[unit] == 0 or unit == "s")
+    return f"{seconds / _UNITS[unit]:g}{unit}"
+
+
 class _Trial(Trainer):
     """A trainer that writes nothing."""
 
@@ -60,16 +66,18 @@ def seconds_per_iteration(cfg: CfgNode, seconds: float, clock: str = "wall") -> 
         seed_all_rng(cfg.SEED if cfg.SEED >= 0 else 0)
         trainer = _Trial(cfg)
     began, counted = 0.0, 0
-    with EventStorage() as trainer.storage:
+    with EventStorage() as storage:
+        trainer.storage = storage
         trainer.before_train()
-        for trainer.iter in range(trainer.max_iter):
-            if trainer.iter == _WARM_UP:
+        for iteration in range(trainer.max_iter):
+            if iteration == _WARM_UP:
                 began = now()
+            trainer.iter = iteration
             trainer.before_step()
             trainer.run_step()
             trainer.after_step()
-            trainer.storage.step()
-            counted = max(trainer.iter + 1 - _WARM_UP, 0)
+            storage.step()
+            counted = max(iteration + 1 - _WARM_UP, 0)
             if counted >= 3 and now() - began >= seconds:
                 break
     if not counted:
