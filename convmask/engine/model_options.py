@@ -89,18 +89,50 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
 def compile_modules(model: nn.Module, names: tuple[str, ...], backend: str) -> None:
     """Compiles parts of a model in place, by ``torch.compile``; names in the state dict stay.
 
+    Args:
+        model: whose parts they are.
+        names: modules ("backbone") and methods ("sem_seg_head.layers").
+        backend: of ``torch.compile``.
+
     Raises:
         ValueError: the model has no such part, or there is no such backend.
+    """
+    compiled = compile_parts(model, names, backend)
+    for name in names:
+        if name not in compiled:
+            top = ", ".join(child for child, _ in model.named_children())
+            raise ValueError(f"MODEL.COMPILE.MODULES: this model has no part {name!r}; it has {top} and their parts")
+
+
+def compile_parts(
+    model: nn.Module, names: tuple[str, ...], backend: str, *, fullgraph: bool = False
+) -> tuple[str, ...]:
+    """:func:`compile_modules` of the parts that are there; returns their names.
+
+    Args:
+        model: see above, as are ``names`` and ``backend`` in their places.
+        names: see above.
+        backend: see above.
+        fullgraph: a part that is not one graph is an error when it is called.
+
+    Raises:
+        ValueError: there is no such backend.
     """
     if names and backend not in torch._dynamo.list_backends(None):
         known = ", ".join(torch._dynamo.list_backends())
         raise ValueError(f"MODEL.COMPILE.BACKEND is {backend!r}, not one of {known}")
-    parts = dict(model.named_modules())
-    for name in names:
-        if not name or name not in parts:
-            top = ", ".join(child for child, _ in model.named_children())
-            raise ValueError(f"MODEL.COMPILE.MODULES: this model has no part {name!r}; it has {top} and their parts")
-        parts[name].compile(backend=backend)
+    modules = dict(model.named_modules())
+    compiled = []
+    for name in filter(None, names):
+        owner, _, last = name.rpartition(".")
+        if name in modules:
+            modules[name].compile(backend=backend, fullgraph=fullgraph)
+        elif callable(method := getattr(modules.get(owner), last, None)):
+            setattr(modules[owner], last, torch.compile(method, backend=backend, fullgraph=fullgraph))
+        else:
+            continue
+        compiled.append(name)
+    return tuple(compiled)
 
 
 def prepare_model(cfg: CfgNode, model: nn.Module) -> None:

@@ -11,6 +11,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
+from convmask.inference.stages import register_stages
+
 from .classes import check_fcos_config
 from .fcos_head import FCOSHead, FCOSOutputs
 from .fcos_inference import FCOSInferenceOptions, detect, to_instances
@@ -20,6 +22,7 @@ from .fcos_targets import Locations, TargetOptions, instances_of, make_locations
 RELEASE_MEAN = (102.9801, 115.9465, 122.7717)
 
 
+@register_stages(heads=("fcos_head",), compiled=("backbone", "fcos_head"))
 @META_ARCH_REGISTRY.register()
 class ConvMaskFCOS(nn.Module):
     """FCOS: Fully Convolutional One-Stage Object Detection (Tian et al., ICCV 2019, arXiv 1904.01355).

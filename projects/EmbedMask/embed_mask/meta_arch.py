@@ -8,6 +8,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from convmask.inference.stages import register_stages
+
 from .classes import check_embed_mask_config
 from .fcos import ConvMaskFCOS
 from .fcos_head import FCOSOutputs
@@ -20,6 +22,7 @@ from .losses import MaskLossOptions, embedding_losses
 from .targets import Positives, select_positives
 
 
+@register_stages(heads=("heads",), compiled=("backbone", "heads"))
 @META_ARCH_REGISTRY.register()
 class EmbedMask(ConvMaskFCOS):
     """EmbedMask: Embedding Coupling for Instance Segmentation (Ying et al., arXiv 1912.01954; IJCAI 2021)."""
@@ -101,7 +104,10 @@ class EmbedMask(ConvMaskFCOS):
 
     def predict(self, images: torch.Tensor) -> tuple[FCOSOutputs, EmbeddingOutputs]:
         """Head outputs of (N, 3, H, W) normalised images, in single precision."""
-        features = self.backbone(images)
+        return self.heads(self.backbone(images))
+
+    def heads(self, features: dict[str, torch.Tensor]) -> tuple[FCOSOutputs, EmbeddingOutputs]:
+        """:meth:`predict` from the backbone's features by level."""
         outputs = self.fcos_head([features[name] for name in self.in_features])
         embeddings = self.embedding_head(outputs, features[self.pixel_feature])
         return outputs.float(), embeddings.float()

@@ -11,12 +11,18 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 
+from convmask.inference.stages import register_stages
+
 from .augmentation import AugmentationOptions, augmented_predictions
 from .inference import RoiPredictions, detect, drop_small, paste, rescale
 
 Size = tuple[int, int]
 
 
+@register_stages(
+    heads=("proposal_generator", "roi_heads.head", "roi_heads.predict"),
+    compiled=("backbone", "proposal_generator.rpn_head", "roi_heads.head"),
+)
 @META_ARCH_REGISTRY.register()
 class FCIS(GeneralizedRCNN):
     """Fully Convolutional Instance-aware Semantic Segmentation (Li et al., CVPR 2017, arXiv 1611.07709).

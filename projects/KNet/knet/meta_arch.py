@@ -13,6 +13,8 @@ from detectron2.structures import ImageList
 from torch import nn
 from torch.nn import functional as F
 
+from convmask.inference.stages import register_stages
+
 from .assignment import CostOptions
 from .classes import check_config, check_targets
 from .inference import Frame, InferenceOptions, instances_of, panoptic_of
@@ -22,6 +24,7 @@ from .targets import make_targets
 from .update_head import KernelUpdateHead, Round
 
 
+@register_stages(heads=("heads", "sem_seg_head.layers"), compiled=("backbone", "heads", "sem_seg_head.layers"))
 @META_ARCH_REGISTRY.register()
 class KNet(nn.Module):
     """K-Net: Towards Unified Image Segmentation (Zhang et al., NeurIPS 2021, arXiv 2106.14855).
@@ -141,10 +144,14 @@ class KNet(nn.Module):
 
     def predict(self, images: torch.Tensor) -> tuple[KernelHeadOutputs, list[Round]]:
         """What the kernel head and each round give for (N, 3, H, W) normalised images."""
+        return self.heads(self.backbone(images))
+
+    def heads(self, features: dict[str, torch.Tensor]) -> tuple[KernelHeadOutputs, list[Round]]:
+        """:meth:`predict` from the backbone's features by level."""
         assert self.kernel_head is not None
-        outputs = self.kernel_head(self.backbone(images))
+        outputs = self.kernel_head(features)
         # sums over thousands of cells, and masks that a threshold cuts, are for single precision
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(outputs.features.device.type, enabled=False):
             start = outputs.start
             outputs = KernelHeadOutputs(
                 outputs.features.float(),

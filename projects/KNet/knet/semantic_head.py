@@ -15,7 +15,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from .segmentation_heads import FCNHead, Features, cross_entropy
+from .segmentation_heads import FCNHead, Features, SegmentationHead, cross_entropy
 from .update_head import KernelUpdateHead, Round
 
 
@@ -98,7 +98,11 @@ class KNetSemSegHead(nn.Module):
 
     def predict(self, features: Features) -> tuple[torch.Tensor, list[Round]]:
         """The features (N, C, h, w) of the rounds, and what each gives; the first entry is the head's own."""
-        taken, logits = _run_up_to(self.head, self.head.predictor, features)
+        if isinstance(self.head, SegmentationHead):
+            taken = self.head.encode(features)
+            logits = self.head.predictor(taken)
+        else:
+            taken, logits = _run_up_to(self.head, self.head.predictor, features)
         kernels = self.head.predictor.weight.flatten(1).expand(len(logits), -1, -1)
         rounds = [Round(kernels, logits)]
         for update in self.rounds:

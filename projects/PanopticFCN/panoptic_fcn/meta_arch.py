@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
+from convmask.inference.stages import register_stages
 from convmask.layers import SemanticFPN
 from convmask.ops import panoptic_merge
 
@@ -34,6 +35,7 @@ from .targets import TargetOptions, make_targets, sem_seg_and_instances
 from .truth import true_logits
 
 
+@register_stages(heads=("heads",), compiled=("backbone", "heads"))
 @META_ARCH_REGISTRY.register()
 class PanopticFCN(nn.Module):
     """Fully Convolutional Networks for Panoptic Segmentation (Li et al., CVPR 2021, arXiv 2012.00720)."""
@@ -164,7 +166,10 @@ class PanopticFCN(nn.Module):
 
     def predict(self, images: torch.Tensor) -> HeadOutputs:
         """Head outputs of (N, 3, H, W) normalised images."""
-        features = self.backbone(images)
+        return self.heads(self.backbone(images))
+
+    def heads(self, features: dict[str, torch.Tensor]) -> HeadOutputs:
+        """:meth:`predict` from the backbone's features by level."""
         levels = [features[name] for name in self.in_features]
         encoded = self.feature_encoder(self.semantic_fpn(features))
         centers, regions = self.position_head(levels)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convmask.inference import panoptic_segmentation
+from convmask.inference.stages import register_stages
 
 from .checks import TRAININGS, check_config
 from .classes import stuff_labels
@@ -33,6 +34,18 @@ Features = Mapping[str, torch.Tensor]
 Losses = dict[str, torch.Tensor]
 
 
+@register_stages(
+    heads=("proposal_generator", "roi_heads", "sem_seg_head.layers"),
+    # the suppression of boxes lies between the layers of the box head and those of the mask head
+    postprocess=("roi_heads.box_predictor.inference",),
+    compiled=(
+        "backbone",
+        "sem_seg_head.layers",
+        "proposal_generator.rpn_head",
+        "roi_heads.box_head",
+        "roi_heads.mask_head.layers",
+    ),
+)
 @META_ARCH_REGISTRY.register()
 class ConvMaskPanopticFPN(GeneralizedRCNN):
     """Panoptic FPN with the variants of the paper; with default options equal to Detectron2's ``PanopticFPN``.
