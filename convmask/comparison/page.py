@@ -27,7 +27,7 @@ class Row:
     Attributes:
         title: of the method.
         training: of :func:`convmask.comparison.training.train_within`.
-        measured: ``threshold``, ``f1`` (0 to 1) and ``benchmark`` (parameters, flops, stages), or empty.
+        measured: of :func:`convmask.comparison.measure.measure`, or empty.
         folder: with ``metrics.json`` and ``pictures``.
     """
 
@@ -106,8 +106,8 @@ COLUMNS = (
     Column("images an iteration", lambda row: row.training["images_per_iteration"], "{:.0f}"),
     Column("parameters, M", _measured("benchmark", "parameters", factor=1e-6), "{:.2f}", min),
     Column("GFLOPs", _measured("benchmark", "flops", factor=1e-9), "{:.2f}", min),
-    Column("ms an image", _measured("benchmark", "total_ms"), "{:.0f}", min),
-    Column("memory, MB", _measured("benchmark", "peak_memory_mb"), "{:.0f}", min),
+    Column("ms an image", _measured("benchmark", "total_ms", "median"), "{:.0f}", min),
+    Column("memory, MiB", _measured("benchmark", "peak_memory_mib"), "{:.0f}", min),
 )
 
 
@@ -140,7 +140,8 @@ def stage_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _stages(row: Row) -> Mapping[str, float]:
-    return dict(row.measured.get("benchmark", {}).get("stages_ms", {}))
+    """Medians."""
+    return {name: spread["median"] for name, spread in row.measured.get("benchmark", {}).get("stages_ms", {}).items()}
 
 
 def summary(comparison: Comparison) -> str:

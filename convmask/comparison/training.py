@@ -38,8 +38,8 @@ def train_within(cfg: CfgNode, settings: Settings, folder: MethodFolder) -> dict
         folder: of the method, to which ``OUTPUT_DIR`` leads.
 
     Returns:
-        The record: ``settings``, ``threads``, ``iterations``, ``images_per_iteration``, ``seconds`` of the training by both clocks,
-        ``evaluation_seconds``, and ``results`` as Detectron2's evaluators give them, in percent.
+        The record: ``settings``, ``threads``, ``iterations``, ``images_per_iteration``, ``seconds`` of the training by
+        both clocks, ``evaluation_seconds``, and ``results`` as Detectron2's evaluators give them, in percent.
     """
     check_before_training(cfg)
     iterations = iterations_within(cfg, settings.budget, settings.clock)

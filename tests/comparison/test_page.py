@@ -30,9 +30,9 @@ def a_row(folder: Path, title: str, ap: float, **results: Any) -> Row:
         "benchmark": {
             "parameters": 2_500_000,
             "flops": 3e9,
-            "total_ms": 30.0,
-            "peak_memory_mb": 90.0,
-            "stages_ms": {"backbone": 20.0, "heads": 10.0},
+            "total_ms": {"median": 30.0},
+            "peak_memory_mib": 90.0,
+            "stages_ms": {"backbone": {"median": 20.0}, "heads": {"median": 10.0}},
         },
     }
     path = folder / title
