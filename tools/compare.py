@@ -140,9 +140,9 @@ def explanations(rows: Sequence[Row]) -> list[str]:
     lines = [
         "AP is COCO's, of masks and of boxes, in percent; F1 is that of masks matched at an IoU of 0.5, at the score "
         "where it is highest. Empty: the method, as configured, does not predict it. Single runs.",
-        "GFLOPs (a multiplication with its addition is one; an image of median size), time (median) and memory (the peak "
-        "above the model's own) are of the trained model on images of the test set, at the size that the config asks for, "
-        "which differs between methods.",
+        "GFLOPs (a multiplication with its addition is one; an image of median size), time (median) and memory (peak "
+        "above the model's own) are of the trained model on images of the test set, at the size that the config asks "
+        "for, which differs between methods.",
     ]
     if max(trained) > 1.1:
         lines.append(f"By the clock the trainings took up to {max(trained):.1f} times as long as on the processor.")
