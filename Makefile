@@ -18,7 +18,7 @@ TORCH ?= $(or $(shell cat $(ENVIRONMENT) 2>/dev/null),2.14)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install build demo viewer test test-all lint format check-detectron2 wheel clean distclean FORCE
+.PHONY: help install build demo viewer compare test test-all lint format check-detectron2 wheel clean distclean FORCE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ demo: $(EXTENSION) ## train, evaluate and draw a small model; with IMAGE=photo.j
 
 viewer: $(EXTENSION) ## look at images with the models in output/ (or ARGS='--model FOLDER') in a browser
 	@$(PY) -W ignore demo/app.py $(ARGS)
+
+compare: $(EXTENSION) ## train every method for BUDGET=3m on DATA=synthetic (or nuclei), and write docs/comparison.{md,html}
+	$(PY) -W ignore tools/compare.py --budget $(or $(BUDGET),3m) --data $(or $(DATA),synthetic) \
+	  --clock $(or $(CLOCK),wall) --page $(or $(PAGE),docs) $(ARGS)
 
 test: $(EXTENSION) ## run the tests that take seconds
 	$(PY) -m pytest -m "not slow" $(ARGS)

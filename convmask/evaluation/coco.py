@@ -327,6 +327,15 @@ def panoptic_to_coco(
     return {"id": image_id, "height": height, "width": width}, annotations
 
 
+def panoptic_coco_api(dataset_name: str) -> COCO:
+    """The instances of a whole panoptic dataset as pycocotools takes them.
+
+    Raises:
+        DatasetError: an annotation is missing or unreadable.
+    """
+    return _coco_api(_coco_dict(PanopticGroundTruth(dataset_name), {}))
+
+
 def _coco_dict(
     ground_truth: PanopticGroundTruth,
     known: Mapping[Hashable, tuple[dict[str, Any], list[dict[str, Any]]]],
