@@ -18,7 +18,7 @@ TORCH ?= $(or $(shell cat $(ENVIRONMENT) 2>/dev/null),2.14)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install build demo docs test test-all lint format check-detectron2 wheel clean distclean FORCE
+.PHONY: help install build demo test test-all lint format check-detectron2 wheel clean distclean FORCE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,7 @@ check-detectron2: $(EXTENSION) ## run `test` with SRC=<a checkout of Detectron2>
 	@$(PY) packaging/check_checkout.py "$(SRC)"
 	PYTHONPATH="$$(cd "$(SRC)" && pwd)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) -m pytest -m "not slow" $(ARGS)
 
+.PHONY: docs
 docs: $(EXTENSION) ## build the pages into build/docs, and fail at a warning
 	$(PY) docs/tables.py --check
 	$(PY) -W ignore -m sphinx -W --keep-going -n -q -c docs -b html . build/docs

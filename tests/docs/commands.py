@@ -21,7 +21,7 @@ from convmask.engine.config_files import merge_options
 from .pages import ROOT, strip_environment
 
 # Nothing of the project is in what these do.
-FOREIGN = {"cd", "source", "git", "export", "pytest"}
+FOREIGN = {"cat", "cd", "export", "git", "grep", "head", "ls", "mkdir", "pytest", "source", "tail", "tensorboard"}
 # Folders of the clone: a path in one of them has to be there.
 FOLDERS = (
     "configs",
