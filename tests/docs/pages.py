@@ -38,9 +38,14 @@ class Block(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """The file that the block is, by its first line, a comment with a name; or ""."""
-        first = re.match(r"# ([\w./-]+\.(?:py|yaml))\n", self.text)
+        """The file that the block is, by its first line, a comment with a name (and arguments); or ""."""
+        first = re.match(r"# ([\w./-]+\.(?:py|yaml))( [A-Z].*)?\n", self.text)
         return first.group(1) if first else ""
+
+    @property
+    def takes_arguments(self) -> bool:
+        """Whether it is a program that is called with arguments: ``# draw.py PHOTO OUTPUT``."""
+        return bool(re.match(r"# [\w./-]+\.py [A-Z]", self.text))
 
 
 def pages() -> list[str]:

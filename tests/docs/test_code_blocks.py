@@ -90,7 +90,7 @@ def test_python_runs(page: str, workplace: Path, registries: None) -> None:
         tree = ast.parse("\n" * block.line + block.text, page)
         if block.file_name:
             own_file(workplace, block.file_name, block.text)
-        if block.not_run:
+        if block.not_run or block.takes_arguments:
             continue
         names.update(GIVEN[block.given]() if block.given else {})
         run(tree, block, names)
@@ -207,5 +207,8 @@ def test_a_wrong_command_is_noticed(command: str, problem: str) -> None:
 def test_blocks_and_their_marks_are_found() -> None:
     text = "x\n\n<!-- not run: takes\nhours -->\n```python\nx = 1\n```\n\n- y\n  ```bash\n  make demo\n  ```\n"
     first, second = blocks("page.md", text)
+    script = Block("page.md", 1, "python", "# draw.py PHOTO OUTPUT\nimport sys\n")
+    assert script.file_name == "draw.py" and script.takes_arguments
+    assert not Block("page.md", 1, "python", "# draw.py\n").takes_arguments
     assert (first.line, first.language, first.text, first.not_run) == (5, "python", "x = 1\n", "takes\nhours")
     assert (second.language, second.text, second.not_run) == ("bash", "  make demo\n", "")
