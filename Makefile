@@ -49,6 +49,12 @@ check-detectron2: $(EXTENSION) ## run `test` with SRC=<a checkout of Detectron2>
 	@$(PY) packaging/check_checkout.py "$(SRC)"
 	PYTHONPATH="$$(cd "$(SRC)" && pwd)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) -m pytest -m "not slow" $(ARGS)
 
+.PHONY: docs
+docs: $(EXTENSION) ## build the pages into build/docs, and fail at a warning
+	$(PY) docs/tables.py --check
+	$(PY) -W ignore -m sphinx -W --keep-going -n -q -c docs -b html . build/docs
+	@echo build/docs/index.html
+
 lint: $(EXTENSION) ## check style and types, change nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

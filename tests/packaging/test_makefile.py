@@ -37,7 +37,7 @@ def fake_python(clone: Path, text: str) -> str:
 def test_make_alone_lists_every_target(clone: Path) -> None:
     done = make(clone)
     assert done.returncode == 0
-    for target in ("demo", "test", "test-all", "lint", "format", "check-detectron2", "build", "wheel", "clean"):
+    for target in ("demo", "test", "test-all", "docs", "lint", "format", "check-detectron2", "build", "wheel", "clean"):
         assert f"make {target} " in done.stdout
     assert not (clone / ".venv").exists()
 
