@@ -75,9 +75,12 @@ def tiny_options(few_images: str, tmp_path: Path) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def chromium() -> Iterator[Any]:
-    """A headless Chromium of Playwright; skips the test where no browser is installed."""
+    """A headless Chromium of Playwright; skips the test where no browser is installed.
+
+    For one test only: while Playwright runs, its event loop is that of the thread, and nothing else can start one.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next((found for name in names if (found := shutil.which(name))), None)

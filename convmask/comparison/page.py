@@ -102,6 +102,7 @@ COLUMNS = (
     Column("box AP", _result("bbox", "AP"), best=max),
     Column("PQ", _result("panoptic_seg", "PQ"), best=max),
     Column("mIoU", _result("sem_seg", "mIoU"), best=max),
+    Column("training, min", lambda row: row.training["seconds"][row.training["settings"]["clock"]] / 60),
     Column("iterations", lambda row: row.training["iterations"], "{:.0f}"),
     Column("images an iteration", lambda row: row.training["images_per_iteration"], "{:.0f}"),
     Column("parameters, M", _measured("benchmark", "parameters", factor=1e-6), "{:.2f}", min),

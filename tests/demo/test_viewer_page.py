@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import urllib.error
 import urllib.request
@@ -17,9 +16,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the optional package gradio is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="the optional package playwright is not installed")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Milliseconds; generous, for machines with other work to do.
 PATIENCE = 120_000
 
@@ -40,16 +37,6 @@ def address(
     page = app.build(args)
     yield app.serve(page, args, wait=False)
     page.blocks.close(verbose=False)
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed here")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def _status(request: urllib.request.Request) -> int:
@@ -86,11 +73,11 @@ def test_the_server_keeps_to_itself(address: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_image_its_results_and_a_threshold(address: str, browser: Any, tmp_path: Path) -> None:
+def test_an_image_its_results_and_a_threshold(address: str, chromium: Any, tmp_path: Path) -> None:
     photo, broken = tmp_path / "photo.png", tmp_path / "broken.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 96, 3), dtype=np.uint8)).save(photo)
     broken.write_bytes(b"\x89PNG\r\n\x1a\n no picture")
-    page = browser.new_page()
+    page = chromium.new_page()
     page.set_default_timeout(PATIENCE)
     requests: list[str] = []
     errors: list[str] = []

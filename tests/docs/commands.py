@@ -86,7 +86,8 @@ def check(command: str, own_files: set[str]) -> None:
 
 def _check_paths(arguments: list[str]) -> None:
     for argument in arguments:
-        path = argument.partition("=")[2] or argument
+        # NAME=CONFIG:WEIGHTS of the viewer
+        path = (argument.partition("=")[2] or argument).partition(":")[0]
         in_clone = "/" in path and path.partition("/")[0] in FOLDERS and not re.search(r"[<*{]", path)
         if in_clone and not (ROOT / path).exists():
             raise CommandError(f"there is no {path}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -67,28 +68,21 @@ def test_links_and_own_files_are_no_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pages_open_in_a_browser_without_a_request_to_anybody(tmp_path: Path) -> None:
+def test_pages_open_in_a_browser_without_a_request_to_anybody(tmp_path: Path, chromium: Any) -> None:
     """Two pages, which take seconds to build; ``make docs`` builds and checks all."""
-    playwright = pytest.importorskip("playwright.sync_api")
     few = "docs/index.md,docs/config.md,README.md"
     command = [sys.executable, "-m", "sphinx", "-q", "-c", "docs", "-D", f"include_patterns={few}", "-b", "html"]
     subprocess.run(
         [*command, ".", str(tmp_path / "site")], cwd=ROOT, check=True, timeout=300, stderr=subprocess.DEVNULL
     )
     requests: list[str] = []
-    with playwright.sync_playwright() as browsers:
-        try:
-            browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        except playwright.Error:
-            pytest.skip("no Chromium at /usr/bin/chromium")
-        page = browser.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((tmp_path / "site" / "index.html").as_uri())
-        page.wait_for_url("**/docs/index.html")
-        assert page.locator(".sidebar-tree .caption").first.inner_text().strip().lower() == "start"
-        page.get_by_role("link", name="Configuration").first.click()
-        page.wait_for_url("**/docs/config.html")
-        assert page.locator("table").count() >= 1
-        browser.close()
+    page = chromium.new_page()
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((tmp_path / "site" / "index.html").as_uri())
+    page.wait_for_url("**/docs/index.html")
+    assert page.locator(".sidebar-tree .caption").first.inner_text().strip().lower() == "start"
+    page.get_by_role("link", name="Configuration").first.click()
+    page.wait_for_url("**/docs/config.html")
+    assert page.locator("table").count() >= 1
     assert requests
     assert [url for url in requests if not url.startswith(("file://", "data:"))] == []
