@@ -22,6 +22,6 @@ CONFIGS = {"convmask.configs": "configs"}
 setup(
     packages=find_packages(include=["convmask", "convmask.*"]) + list(PROJECTS) + list(CONFIGS),
     package_dir=PROJECTS | CONFIGS,
-    package_data={"convmask.configs": ["*/*.yaml", "*/*.json", "*/*.py"]},
+    package_data={"convmask.configs": ["*/*.yaml", "*/*.json", "*/*.py"], "convmask.comparison": ["*.j2"]},
     **extension_arguments(),
 )

@@ -26,7 +26,7 @@ import convmask.config
 from convmask import projects
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- (keys|configs): ([\w./ ]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (keys|configs): ([\w./* ]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class _Lines:

@@ -13,17 +13,18 @@ times; `--step write` makes the page of those that are there.
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
 from convmask import projects
-from convmask.benchmark.machine import describe_machine, in_a_line
+from convmask.benchmark.machine import in_a_line
 from convmask.comparison.measure import measure as measure_model
 from convmask.comparison.page import Comparison, Row, write_pages
 from convmask.comparison.pictures import draw_inputs, examples
@@ -73,10 +74,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def config_of(name: str, data: str, folder: MethodFolder, opts: Sequence[str], weights: str = "") -> CfgNode:
+def config_of(name: str, settings: Settings, folder: MethodFolder, weights: str = "") -> CfgNode:
     """The config of a method on a data set, complete."""
     configs = METHODS[name].configs
-    cfg = load_config(f"quick/{configs.get(data, configs['*'])}_{data}.yaml", opts)
+    data = settings.data
+    cfg = load_config(f"quick/{configs.get(data, configs['*'])}_{data}.yaml", settings.opts)
     cfg.OUTPUT_DIR = str(folder.path)
     cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
     prepare(cfg)
@@ -84,7 +86,7 @@ def config_of(name: str, data: str, folder: MethodFolder, opts: Sequence[str], w
     return cfg
 
 
-def train(name: str, settings: Settings, output: Path, opts: Sequence[str]) -> None:
+def train(name: str, settings: Settings, output: Path) -> None:
     """Trains one method in this process, if that is not done yet."""
     folder = MethodFolder(output, name)
     if folder.training_of(settings) is not None:
@@ -92,17 +94,17 @@ def train(name: str, settings: Settings, output: Path, opts: Sequence[str]) -> N
     claim_output_folder(str(folder.path))
     for logger in ("fvcore", "detectron2", "convmask"):
         setup_logger(str(folder.path), name=logger)
-    train_within(config_of(name, settings.data, folder, opts), settings, folder)
+    train_within(config_of(name, settings, folder), settings, folder)
 
 
-def measure(name: str, settings: Settings, output: Path, opts: Sequence[str]) -> None:
+def measure(name: str, settings: Settings, output: Path) -> None:
     """Measures one trained method in this process, if that is not done yet."""
     folder = MethodFolder(output, name)
     if folder.training_of(settings) is None:
         raise ConfigError(f"{folder.path}: {METHODS[name].title} has not been trained")
     if folder.read("measured") is not None:
         return
-    cfg = config_of(name, settings.data, folder, opts, weights=str(folder.path / "model_final.pth"))
+    cfg = config_of(name, settings, folder, weights=str(folder.path / "model_final.pth"))
     dataset = cfg.DATASETS.TEST[0]
     indices = examples(dataset, EXAMPLES)
     draw_inputs(dataset, indices, output / "pictures")
@@ -122,16 +124,22 @@ def write(names: Sequence[str], settings: Settings, output: Path, page: Path, no
     inputs = output / "pictures"
     comparison = Comparison(
         title=f"{len(rows)} methods on {settings.data}, {format_duration(settings.budget)} of training each",
-        settings=asdict(settings),
+        settings=settings.as_json(),
         rows=rows,
-        command=f"make compare BUDGET={format_duration(settings.budget)} DATA={settings.data} CLOCK={settings.clock}",
-        machine=[in_a_line(describe_machine())],
+        command=command_of(settings),
+        machine=sorted({in_a_line(row.measured["benchmark"]["machine"]) for row in rows}),
         notes=[*explanations(rows), *notes],
         inputs=inputs,
         examples=sorted(int(path.stem.removesuffix("_image")) for path in inputs.glob("*_image.webp")),
     )
     for path in write_pages(comparison, page):
         print(path)
+
+
+def command_of(settings: Settings) -> str:
+    """What makes the page of a comparison with these settings."""
+    command = f"make compare BUDGET={format_duration(settings.budget)} DATA={settings.data} CLOCK={settings.clock}"
+    return f"{command} ARGS={shlex.quote('--opts ' + shlex.join(settings.opts))}" if settings.opts else command
 
 
 def explanations(rows: Sequence[Row]) -> list[str]:
@@ -193,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Does the steps; returns the exit code."""
     options = parse_arguments(arguments)
     with one_line_errors(options.debug):
-        settings = Settings(options.data, parse_duration(options.budget), options.clock)
+        settings = Settings(options.data, parse_duration(options.budget), options.clock, tuple(options.opts))
         output = options.output or Path(f"output/compare_{options.data}")
         names = available(options.methods)
         failures: list[str] = []
@@ -201,9 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures = run_all(options, settings, output, names)
         for name in names:
             if options.step == "train":
-                train(name, settings, output, options.opts)
+                train(name, settings, output)
             elif options.step == "measure":
-                measure(name, settings, output, options.opts)
+                measure(name, settings, output)
         if options.step in (None, "write"):
             write(names, settings, output, options.page or output, options.note)
         if failures:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
@@ -17,6 +18,8 @@ from convmask.engine.budget import format_duration
 from convmask.utils.files import write_atomically
 from convmask.visualization import contact_sheet, save_image
 
+# White, in the place of a picture that is not there.
+_NO_PICTURE = np.full((8, 8, 3), 255, np.uint8)
 _CLOCK_NAMES = {"wall": "by the clock", "cpu": "of the processor's time"}
 
 
@@ -284,7 +287,7 @@ def write_pages(comparison: Comparison, folder: Path) -> list[Path]:
     page, sheet, curves = folder / "comparison.html", pictures / "comparison.jpg", pictures / "comparison_curves.svg"
     heads, rows = picture_paths(comparison)
     if rows:
-        panels = [[read_image(path, "RGB") for path in row if path.is_file()] for row in rows]
+        panels = [[read_image(path, "RGB") if path.is_file() else _NO_PICTURE for path in row] for row in rows]
         save_image(sheet, contact_sheet(panels, heads, panel_height=200))
     write_atomically(curves, curves_of(comparison).encode())
     write_atomically(page, html(comparison).encode())

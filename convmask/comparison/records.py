@@ -21,11 +21,17 @@ class Settings:
         data: "nuclei" or "synthetic", the end of the configs' names.
         budget: seconds of training.
         clock: by which clock, see :data:`convmask.engine.budget.CLOCKS`.
+        opts: ``KEY VALUE ...``, merged into every config.
     """
 
     data: str
     budget: float
     clock: str
+    opts: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As a record holds it: json has lists, not tuples."""
+        return {**asdict(self), "opts": list(self.opts)}
 
 
 class MethodFolder:
@@ -67,9 +73,9 @@ class MethodFolder:
         record = self.read("training")
         if record is None:
             return None
-        if record["settings"] != asdict(settings):
+        if record["settings"] != settings.as_json():
             raise ConfigError(
-                f"{self.path} holds a training with other settings ({record['settings']}, not {asdict(settings)}): "
+                f"{self.path} holds a training with other settings ({record['settings']}, not {settings.as_json()}): "
                 "name another --output"
             )
         return record

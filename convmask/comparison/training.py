@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from convmask.comparison.records import MethodFolder, Settings
 from convmask.data.validation import check_before_training
 from convmask.engine.budget import CLOCKS, iterations_within, with_iterations
 from convmask.engine.trainer import Trainer
+from convmask.utils.json_values import without_nan
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +45,8 @@ def train_within(cfg: CfgNode, settings: Settings, folder: MethodFolder) -> dict
     cfg = with_iterations(cfg, iterations)
     (folder.path / "config.yaml").write_text(cfg.dump())
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else 0)
+    # Detectron2 appends to it: what a training left that was killed would be a part of the curve.
+    (folder.path / "metrics.json").unlink(missing_ok=True)
     began = {name: clock() for name, clock in CLOCKS.items()}
     trainer = _TrainingOnly(cfg)
     trainer.train()
@@ -55,26 +55,14 @@ def train_within(cfg: CfgNode, settings: Settings, folder: MethodFolder) -> dict
     with trainer.evaluated_weights():
         results = Trainer.test(cfg, trainer.model)
     record = {
-        "settings": asdict(settings),
+        "settings": settings.as_json(),
         "threads": torch.get_num_threads(),
         "iterations": iterations,
         "images_per_iteration": cfg.SOLVER.IMS_PER_BATCH,
         "seconds": seconds,
         "evaluation_seconds": round(time.perf_counter() - began_evaluation, 1),
         "torch": torch.__version__,
-        "results": _finite(results),
+        "results": without_nan(results),
     }
     folder.write("training", record)
     return record
-
-
-def _finite(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested numbers with None for NaN, which json does not have."""
-    clean: dict[str, Any] = {}
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            clean[key] = _finite(value)
-        else:
-            number = float(value)
-            clean[key] = number if math.isfinite(number) else None
-    return clean

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convmask.comparison.curves import read_losses, relative_losses
-from convmask.comparison.page import Comparison, Row, cells, html, markdown, write_pages
+from convmask.comparison.page import Comparison, Row, cells, curves_of, html, markdown, write_pages
 from convmask.data.images import read_image
 from convmask.visualization import save_image
 
@@ -122,6 +122,10 @@ def test_markdown_without_measurements_or_pictures(comparison: Comparison) -> No
     text = markdown(bare, "a.jpg", "b.svg", "c.html")
     assert "by stage" not in text and "a.jpg" not in text and "GFLOPs" not in text.splitlines()[4]
     assert "by stage" not in html(bare)
+
+
+def test_the_same_curves_give_the_same_file(comparison: Comparison) -> None:
+    assert curves_of(comparison) == curves_of(comparison)
 
 
 def test_losses_relative_to_the_first() -> None:

@@ -48,10 +48,12 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
     folder = MethodFolder(tmp_path, "knet")
     settings = Settings("nuclei", 60.0, "wall")
     assert folder.training_of(settings) is None
-    folder.write("training", {"settings": vars(settings), "iterations": 3})
+    folder.write("training", {"settings": settings.as_json(), "iterations": 3})
     assert folder.training_of(settings)["iterations"] == 3
     with pytest.raises(ConfigError, match="other settings"):
         folder.training_of(Settings("nuclei", 90.0, "wall"))
+    with pytest.raises(ConfigError, match="other settings"):
+        folder.training_of(Settings("nuclei", 60.0, "wall", ("SOLVER.BASE_LR", "0.1")))
     (folder.path / "training.json").write_text("{")
     with pytest.raises(ConfigError, match="no record"):
         folder.read("training")
