@@ -48,8 +48,14 @@ from convmask.engine.budget import iterations_within, parse_duration, with_itera
 from convmask.engine.config_files import merge_options
 from convmask.engine.suggestion import METHODS, Suggestion, reasons, suggest
 from convmask.utils.files import write_atomically
+from convmask.utils.json_values import without_nan
 
 CONFIG = "config.yaml"
+# What the config holds already when a training goes on.
+SETTLED = (
+    *("images", "instances", "panoptic", "panoptic_root", "val_images", "val_instances", "val_panoptic"),
+    *("val_panoptic_root", "val_share", "method", "device", "weights", "time"),
+)
 # Objects with a lower score are not drawn.
 DRAWN_SCORE = 0.3
 
@@ -79,11 +85,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="changes to the config, at the end")
     options = parser.parse_args(arguments)
     if options.resume:
+        for name in SETTLED:
+            if getattr(options, name) != parser.get_default(name):
+                flag = f"--{name.replace('_', '-')}"
+                parser.error(f"{flag}: --resume goes on with the config in --output; change the config with --opts")
         return options
     if not options.images or (options.instances is None) == (options.panoptic is None):
         parser.error("give --images and either --instances or --panoptic")
     if (options.val_instances and options.panoptic) or (options.val_panoptic and options.instances):
         parser.error("training and validation data are of one kind: both instances, or both panoptic")
+    for name, owners in (
+        ("panoptic_root", ["panoptic"]),
+        ("val_images", ["val_instances", "val_panoptic"]),
+        ("val_panoptic_root", ["val_panoptic"]),
+    ):
+        if getattr(options, name) and not any(getattr(options, owner) for owner in owners):
+            flags = [f"--{word.replace('_', '-')}" for word in (name, *owners)]
+            parser.error(f"{flags[0]} {getattr(options, name)} needs {' or '.join(flags[1:])}")
     if not 0 < options.val_share < 1:
         parser.error(f"--val-share is {options.val_share}, not between 0 and 1")
     return options
@@ -132,22 +150,39 @@ def validate(entry: list[str], quick: bool, console: Console) -> None:
 
 
 def split(entry: list[str], share: float, folder: Path) -> tuple[list[str], list[str]]:
-    """Writes two annotation files into ``folder`` and returns their entries."""
+    """Writes two annotation files into ``folder`` and returns their entries.
+
+    Raises:
+        ConfigError: one would replace a file of other contents, such as annotations of the user's own.
+        DatasetError: the file cannot be read or split.
+    """
     content = read_json(entry[2], ("images", "annotations"))
+    parts = split_by_image(content, share, entry[2])
+    files = {
+        folder / f"{name}.json": json.dumps(part).encode() for name, part in zip(("train", "val"), parts, strict=True)
+    }
+    for path, new in files.items():
+        if path.exists() and (not path.is_file() or path.read_bytes() != new):
+            raise ConfigError(f"{path} is there already, with other contents: name another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for name, part in zip(("train", "val"), split_by_image(content, share, entry[2]), strict=True):
-        path = folder / f"{name}.json"
-        write_atomically(path, json.dumps(part).encode())
-        entries.append([*entry[:2], os.path.abspath(path), *entry[3:]])
-    return entries[0], entries[1]
+    for path, new in files.items():
+        write_atomically(path, new)
+    train, val = ([*entry[:2], os.path.abspath(path), *entry[3:]] for path in files)
+    return train, val
 
 
 def device_of(options: argparse.Namespace) -> tuple[str, float]:
-    """``MODEL.DEVICE``, and its memory in GiB."""
+    """``MODEL.DEVICE``, and its memory in GiB.
+
+    Raises:
+        ConfigError: CUDA is asked for where there is none.
+    """
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    memory = torch.cuda.mem_get_info()[1] / 2**30 if device.startswith("cuda") and torch.cuda.is_available() else 0.0
-    return device, memory
+    if not device.startswith("cuda"):
+        return device, 0.0
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: this machine has no CUDA device")
+    return device, torch.cuda.mem_get_info()[1] / 2**30
 
 
 def make_config(options: argparse.Namespace, console: Console) -> CfgNode:
@@ -155,6 +190,7 @@ def make_config(options: argparse.Namespace, console: Console) -> CfgNode:
     if (options.output / CONFIG).exists():
         raise ConfigError(f"{options.output} holds a training already: go on with --resume, or name another folder")
     seconds = parse_duration(options.time) if options.time else None
+    device, memory = device_of(options)
     train, val = find_files(options)
     validate(train, options.quick_check, console)
     if val is not None:
@@ -163,7 +199,7 @@ def make_config(options: argparse.Namespace, console: Console) -> CfgNode:
         train, val = split(train, options.val_share, options.output / "data")
     names = [f"{options.output.resolve().name}_{part}" for part in ("train", "val")]
     entries = [[name, *entry] for name, entry in zip(names, (train, val), strict=True)]
-    suggestion = _suggestion(options, names, entries, console)
+    suggestion = _suggestion(options, names, entries, console, device=device, gpu_memory=memory)
     cfg = suggestion.apply()
     merge_options(cfg, options.opts)
     cfg.OUTPUT_DIR = str(options.output)
@@ -177,14 +213,19 @@ def make_config(options: argparse.Namespace, console: Console) -> CfgNode:
 
 
 def _suggestion(
-    options: argparse.Namespace, names: list[str], entries: list[list[str]], console: Console
+    options: argparse.Namespace,
+    names: list[str],
+    entries: list[list[str]],
+    console: Console,
+    *,
+    device: str,
+    gpu_memory: float,
 ) -> Suggestion:
     registered = load_config()
     registered.DATASETS.REGISTER = entries
     register_datasets_of(registered)
     data = summarise(DatasetCatalog.get(names[0]), categories_of(names[0]), names[0])
-    device, memory = device_of(options)
-    suggestion = suggest(data, method=options.method, device=device, gpu_memory=memory, weights=options.weights)
+    suggestion = suggest(data, method=options.method, device=device, gpu_memory=gpu_memory, weights=options.weights)
     console.print(f"training data: {data}", markup=False, soft_wrap=True)
     console.print(f"validation data: {len(DatasetCatalog.get(names[1]))} images", markup=False, soft_wrap=True)
     table = Table("key", "value", "why", title=f"{suggestion.config}, with changes")
@@ -235,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print("change it as you like; --resume trains with it", markup=False, soft_wrap=True)
             return 0
         cfg, model, results = train(options)
-        write_atomically(options.output / "results.json", json.dumps(results, indent=1, default=float).encode())
+        content = json.dumps(without_nan(results), indent=1, allow_nan=False)
+        write_atomically(options.output / "results.json", content.encode())
         pictures = draw_examples(cfg, model, options.output / "pictures", threshold=DRAWN_SCORE, scale=None)
         console.print(results_table(results))
         console.print(

@@ -133,3 +133,91 @@ def test_the_command_line_is_checked(tool: ModuleType, capsys: pytest.CaptureFix
             tool.parse_arguments(wrong)
         assert end.value.code == 2
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--images", "i", "--instances", "a", "--val-images", "b"], "--val-images b needs --val-instances or"),
+        (
+            ["--images", "i", "--panoptic", "a", "--val-panoptic-root", "b"],
+            "--val-panoptic-root b needs --val-panoptic",
+        ),
+        (["--images", "i", "--instances", "a", "--panoptic-root", "b"], "--panoptic-root b needs --panoptic"),
+        *(
+            (["--resume", option, value], f"{option}: --resume goes on with the config")
+            for option, value in (
+                *(("--images", "i"), ("--instances", "a"), ("--panoptic", "a"), ("--val-images", "i")),
+                *(
+                    ("--val-share", "0.3"),
+                    ("--method", "knet"),
+                    ("--device", "cpu"),
+                    ("--weights", "w"),
+                    ("--time", "1m"),
+                ),
+            )
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        tool.parse_arguments(["--output", "o", *given])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_annotations_of_the_user_are_not_overwritten(
+    tool: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    own = tmp_path / "data" / f"{name}.json"
+    own.write_bytes((data / "instances.json").read_bytes())
+    given = ["--images", str(data / "images"), "--instances", str(own), "--output", str(tmp_path), "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        tool.main([*given, "--dry-run"])
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and f"{own} is there already, with other contents" in error
+    assert own.read_bytes() == (data / "instances.json").read_bytes()
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", own.name]
+
+
+def test_a_split_of_the_same_contents_is_made_again(tool: ModuleType, data: Path, tmp_path: Path) -> None:
+    entry = ["instances", str(data / "images"), str(data / "instances.json")]
+    assert tool.split(entry, 0.2, tmp_path) == tool.split(entry, 0.2, tmp_path)
+    with pytest.raises(tool.ConfigError, match=r"train\.json is there already, with other contents"):
+        tool.split(entry, 0.5, tmp_path)
+
+
+def test_cuda_is_refused_where_there_is_none(
+    tool: ModuleType,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        tool.main(arguments(data, "instances", tmp_path / "o", "--device", "cuda:1", "--dry-run"))
+    assert end.value.code == 1 and "--device cuda:1: this machine has no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_nan_is_null_in_the_results(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yaml").touch()
+    results = {"segm": {"AP": float("nan"), "AP50": 1.5}}
+    monkeypatch.setattr(tool, "train", lambda options: (None, None, results))
+    monkeypatch.setattr(tool, "draw_examples", lambda *_, **__: [tmp_path / "contact_sheet.png"])
+    assert tool.main(["--output", str(tmp_path), "--resume"]) == 0
+    assert (tmp_path / "results.json").read_text().split() == [
+        "{",
+        '"segm":',
+        "{",
+        '"AP":',
+        "null,",
+        '"AP50":',
+        "1.5",
+        "}",
+        "}",
+    ]
