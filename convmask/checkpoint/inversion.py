@@ -85,7 +85,10 @@ def invert(inverter: Inverter, state: State, path: str) -> dict[str, Any]:
     """
     assert inverter.invert is not None
     remaining = dict(state)
-    original = inverter.invert(remaining)
+    try:
+        original = inverter.invert(remaining)
+    except Exception as error:  # a file of a stranger, in which tensors are missing or have other shapes
+        raise CheckpointError(f"{path}: looks like {inverter.name}, but cannot be converted back: {error!r}") from error
     lost = without_incidental(remaining)
     if lost:
         raise CheckpointError(f"{path}: {inverter.name} has no place for {_some(lost)}")

@@ -287,7 +287,7 @@ def write_pages(comparison: Comparison, folder: Path) -> list[Path]:
     page, sheet, curves = folder / "comparison.html", pictures / "comparison.jpg", pictures / "comparison_curves.svg"
     heads, rows = picture_paths(comparison)
     if rows:
-        panels = [[read_image(path, "RGB") if path.is_file() else _NO_PICTURE for path in row] for row in rows]
+        panels = [[read_image(str(path), "RGB") if path.is_file() else _NO_PICTURE for path in row] for row in rows]
         save_image(sheet, contact_sheet(panels, heads, panel_height=200))
     write_atomically(curves, curves_of(comparison).encode())
     write_atomically(page, html(comparison).encode())

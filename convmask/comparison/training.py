@@ -49,6 +49,7 @@ def train_within(cfg: CfgNode, settings: Settings, folder: MethodFolder) -> dict
     (folder.path / "metrics.json").unlink(missing_ok=True)
     began = {name: clock() for name, clock in CLOCKS.items()}
     trainer = _TrainingOnly(cfg)
+    trainer.resume_or_load(resume=False)
     trainer.train()
     seconds = {name: round(clock() - began[name], 1) for name, clock in CLOCKS.items()}
     began_evaluation = time.perf_counter()

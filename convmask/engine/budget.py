@@ -118,7 +118,9 @@ def with_iterations(cfg: CfgNode, iterations: int) -> CfgNode:
     result.defrost()
     solver, factor = result.SOLVER, iterations / cfg.SOLVER.MAX_ITER
     solver.MAX_ITER = iterations
-    solver.STEPS = tuple(step for step in (round(step * factor) for step in cfg.SOLVER.STEPS) if step < iterations)
+    # In a short schedule several may fall together, or to its beginning.
+    steps = sorted({round(step * factor) for step in cfg.SOLVER.STEPS})
+    solver.STEPS = tuple(step for step in steps if 0 < step < iterations)
     solver.WARMUP_ITERS = min(round(solver.WARMUP_ITERS * max(factor, 1.0)), iterations // 10)
     solver.CHECKPOINT_PERIOD = max(round(solver.CHECKPOINT_PERIOD * factor), 1)
     result.TEST.EVAL_PERIOD = round(result.TEST.EVAL_PERIOD * factor)

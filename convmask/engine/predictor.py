@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import detectron2.data.transforms as T
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
@@ -45,3 +49,12 @@ class Predictor(DefaultPredictor):
         self.model = with_test_time_augmentation(cfg, self.model)
         self.aug = T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """See the class. Pixels stay uint8, as the mapper gives them, so that views are resized as in an evaluation."""
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        height, width = image.shape[:2]
+        resized = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        with torch.no_grad():
+            return self.model([{"image": tensor, "height": height, "width": width}])[0]

@@ -284,7 +284,9 @@ def _complete_sizes(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> Non
         if entry["image_id"] in bare and isinstance(entry.get("segmentation"), list):
             image = bare[entry["image_id"]]
             for key, first in (("width", 0), ("height", 1)):
-                extent = max((math.ceil(max(polygon[first::2])) for polygon in entry["segmentation"]), default=1)
+                extent = max(
+                    (math.ceil(max(polygon[first::2], default=1)) for polygon in entry["segmentation"]), default=1
+                )
                 image[key] = max(image.get(key, 1), extent)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from convmask.inference.augmentation import TestTimeAugmentation
+
 Size = tuple[int, int]
 Outputs = dict[str, torch.Tensor]
 
@@ -105,6 +107,8 @@ def wrap(model: nn.Module) -> ExportWrapper:
     Raises:
         ExportError: nothing is registered for its class, or it has parts that cannot be exported.
     """
+    if isinstance(model, TestTimeAugmentation):
+        raise ExportError("TEST.AUG.ENABLED: views of several sizes are not exported; switch it off")
     name = type(model).__name__
     if name not in _registry:
         raise ExportError(

@@ -109,6 +109,9 @@ class TestTimeAugmentation(nn.Module):
     def _merged(self, results: Sequence[Result], semantic: _SemanticMean) -> Result:
         if len(results) == 1:
             return {**results[0], **({"sem_seg": semantic.first} if semantic.first is not None else {})}
+        unknown = set(results[0]) - {"instances", "panoptic_seg"}
+        if unknown:
+            raise ValueError(f"TEST.AUG.ENABLED: {', '.join(sorted(unknown))} of several views cannot be merged")
         merged: Result = {}
         if semantic.first is not None:
             merged["sem_seg"] = semantic.result()

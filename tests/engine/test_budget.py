@@ -40,6 +40,7 @@ def test_schedule_is_stretched(cfg: CfgNode) -> None:
     assert (longer.SOLVER.CHECKPOINT_PERIOD, longer.TEST.EVAL_PERIOD) == (900, 600)
     assert shorter.SOLVER.STEPS == (60, 80) and shorter.SOLVER.WARMUP_ITERS == 9
     assert budget.with_iterations(cfg, 1).SOLVER.STEPS == ()
+    assert budget.with_iterations(cfg, 4).SOLVER.STEPS == (3,), "steps that fall together are one"
     assert cfg.SOLVER.MAX_ITER == 900
 
 

@@ -15,7 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from convmask.config import get_cfg
-from convmask.engine import Trainer, load_config, prepare
+from convmask.engine import Predictor, Trainer, load_config, prepare
 from convmask.inference import TestTimeAugmentation, ViewOptions, views_of, with_test_time_augmentation
 from convmask.inference.augmentation import unflipped
 
@@ -223,3 +223,33 @@ def test_impossible_views_are_refused(values: dict[str, Any], message: str) -> N
 def test_an_impossible_threshold_is_refused() -> None:
     with pytest.raises(ValueError, match=r"MERGE_THRESH is 1\.5"):
         TestTimeAugmentation(nn.Identity(), options=ViewOptions((0,), 10), merge_threshold=1.5)
+
+
+def test_the_predictor_gives_views_the_pixels_of_the_mapper() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Keeps(nn.Module):
+        def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            seen.append(inputs[0]["image"])
+            return [{}]
+
+    predictor = Predictor.__new__(Predictor)
+    predictor.aug = ResizeShortestEdge([20, 20], 90)
+    predictor.input_format = "RGB"
+    predictor.model = Keeps()
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    predictor(image)
+    rgb = image[:, :, ::-1]
+    expected = predictor.aug.get_transform(rgb).apply_image(rgb).transpose(2, 0, 1)
+    assert seen[0].dtype == torch.uint8
+    assert torch.equal(seen[0], torch.from_numpy(np.ascontiguousarray(expected)))
+
+
+def test_results_that_no_rule_merges_are_refused() -> None:
+    class Proposes(nn.Module):
+        def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [{"proposals": None}]
+
+    model = TestTimeAugmentation(Proposes().eval(), options=ViewOptions((0,), 100)).eval()
+    with pytest.raises(ValueError, match="proposals of several views"):
+        model([{"image": torch.zeros(3, 4, 4, dtype=torch.uint8)}])

@@ -14,7 +14,12 @@ _LATERAL = "backbone.fpn_output2.weight"
 
 
 def _is_ours(state: Mapping[str, torch.Tensor]) -> bool:
-    return {_PREDICTOR, _FIRST, _LATERAL} <= state.keys() and any(name.startswith("roi_heads.") for name in state)
+    kernels = {_PREDICTOR, _FIRST, _LATERAL}
+    return (
+        kernels <= state.keys()
+        and all(state[name].dim() == 4 for name in kernels)
+        and any(name.startswith("roi_heads.") for name in state)
+    )
 
 
 def _is_variant(state: Mapping[str, torch.Tensor]) -> bool:

@@ -160,6 +160,11 @@ def _check(model: ConvMaskPanopticFPN) -> None:
     for pooler in poolers:
         if not isinstance(pooler, ROIPooler) or not isinstance(pooler.level_poolers[0], ROIAlign):
             raise ExportError("Panoptic FPN's export knows the poolers ROIAlign and ROIAlignV2 alone")
+    predictors = list(heads.box_predictor) if isinstance(heads, CascadeROIHeads) else [heads.box_predictor]
+    if any(getattr(predictor, "use_sigmoid_ce", False) for predictor in predictors):
+        raise ExportError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE: Panoptic FPN's export knows softmax alone")
+    if predictors[-1].test_topk_per_image < 0:
+        raise ExportError("TEST.DETECTIONS_PER_IMAGE is negative, without a limit: an export needs a number of rows")
 
 
 def _box_stages(

@@ -40,3 +40,15 @@ def test_a_variant_that_detectron2_lacks_is_refused(
     with pytest.raises(SystemExit):
         convert_checkpoint([str(tmp_path / "ours.pth"), str(tmp_path / "back.pth"), "--to-original"])
     assert "no grouped FPN" in capsys.readouterr().err
+
+
+def test_a_file_with_tensors_of_other_shapes_has_no_way_back(
+    tmp_path: Path, convert_checkpoint: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("sem_seg_head.predictor.weight", "sem_seg_head.p2.0.weight", "backbone.fpn_output2.weight")
+    state = {name: torch.zeros(3) for name in (*names, "roi_heads.box_head.fc1.weight")}
+    torch.save({"model": state}, tmp_path / "odd.pth")
+    with pytest.raises(SystemExit):
+        convert_checkpoint([str(tmp_path / "odd.pth"), str(tmp_path / "back.pth"), "--to-original"])
+    assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "back.pth").exists()
