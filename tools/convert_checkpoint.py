@@ -16,8 +16,10 @@ lost: the result is converted again, and has to be the same bit for bit.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from convmask.checkpoint import Checkpointer, CheckpointError
 from convmask.checkpoint.conversion import (
@@ -56,6 +58,28 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
+def check_files(options: argparse.Namespace) -> None:
+    """Makes sure, before work starts, that the files can be written, and replace neither the source nor each other.
+
+    Raises:
+        CheckpointError: one cannot, or would.
+    """
+    source = options.source.partition("?")[0]
+    for path in filter(None, (options.target, options.json)):
+        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(source, path):
+            raise CheckpointError(f"{path}: is the source itself; name another file")
+    if options.target:
+        check_target(options.target, options.force)
+    if options.json:
+        details = Path(options.json)
+        if options.target and os.path.realpath(details) == os.path.realpath(options.target):
+            raise CheckpointError(f"{details}: is the file of the weights; name another one with --json")
+        if not details.parent.is_dir():
+            raise CheckpointError(f"{details}: there is no folder {details.parent}")
+        if details.is_dir() or (details.exists() and not options.force):
+            raise CheckpointError(f"{details}: exists (--force replaces a file)")
+
+
 def check_fit(options: argparse.Namespace) -> None:
     """Loads the source into the model of the config, as ``--eval-only`` does; backbones as training does.
 
@@ -87,8 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     with one_line_errors(options.debug):
         get_cfg()  # imports the methods, which register their converters
-        if options.target:
-            check_target(options.target, options.force)
+        check_files(options)
         if options.config_file:
             check_fit(options)
         make = convert_to_original if options.to_original else convert

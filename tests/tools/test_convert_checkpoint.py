@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -78,6 +79,41 @@ def test_a_file_is_replaced_only_with_force(
     assert "--force" in capsys.readouterr().err and target.read_bytes() == b"precious"
     assert tool.main([str(weights), str(target), "--force"]) == 0
     assert len(load_file(str(target))["model"]) > 10
+
+
+def test_details_are_replaced_only_with_force(
+    tool: ModuleType, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    details = tmp_path / "tensors.json"
+    details.write_bytes(b"precious")
+    given = [str(weights), "--dry-run", "--json"]
+    for path, message in (
+        (details, "--force"),
+        (tmp_path / "no" / "x.json", "there is no folder"),
+        (tmp_path, "exists"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            tool.main([*given, str(path)])
+        printed = capsys.readouterr()
+        # before anything is converted
+        assert end.value.code == 1 and message in printed.err and not printed.out
+    with pytest.raises(SystemExit):
+        tool.main([str(weights), str(tmp_path / "x.pth"), "--json", str(tmp_path / "x.pth")])
+    assert "is the file of the weights" in capsys.readouterr().err
+    assert details.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [details]
+    assert tool.main([*given, str(details), "--force"]) == 0
+    assert json.loads(details.read_text())["tensors"]
+
+
+def test_the_source_is_never_replaced(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source.pth"
+    source.write_bytes(b"precious")
+    (tmp_path / "link.pth").symlink_to(source)
+    for more in ([str(source)], [str(tmp_path / "link.pth")], ["--dry-run", "--json", str(source)]):
+        with pytest.raises(SystemExit) as end:
+            tool.main([str(source), *more, "--force"])
+        assert end.value.code == 1 and "is the source itself" in capsys.readouterr().err
+    assert source.read_bytes() == b"precious"
 
 
 def test_code_in_a_file_is_not_run(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
