@@ -46,7 +46,7 @@ def check_requirements(formats: Iterable[str], running: bool = False) -> None:
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
             raise ExportError(
-                f"--format {format_} needs {', '.join(missing)}: pip install {' '.join(missing)}, or convmask[export]"
+                f"--format {format_} needs {', '.join(missing)}: pip install --no-build-isolation -e '.[export]'"
             )
 
 

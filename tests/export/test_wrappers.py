@@ -20,6 +20,7 @@ from convmask.export.program import (
     program_bytes,
     program_runner,
 )
+from convmask.inference import TestTimeAugmentation, ViewOptions
 
 from .models import OPTIONS, photograph, random_model
 
@@ -111,6 +112,8 @@ def test_models_that_cannot_be_exported_say_why() -> None:
     with pytest.raises(ExportError, match="TRUE_POSITIONS"):
         options = ["MODEL.PANOPTIC_FCN.INFERENCE.TRUE_POSITIONS", "True", "INPUT.TARGETS_IN_TEST", "True"]
         wrap(random_model("panoptic_fcn_synthetic", *options))
+    with pytest.raises(ExportError, match=r"TEST\.AUG\.ENABLED"):
+        wrap(TestTimeAugmentation(nn.Linear(1, 1), options=ViewOptions((0,), 100)))
 
 
 def test_what_is_missing_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +123,7 @@ def test_what_is_missing_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.14.1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_requirements(["pt2"])
-    with pytest.raises(ExportError, match=r"needs onnx, onnxscript, onnxruntime: pip install onnx onnxscript"):
+    with pytest.raises(ExportError, match=r"needs onnx, onnxscript, onnxruntime: pip install --no-build-isolation"):
         check_requirements(["onnx"], running=True)
 
 
