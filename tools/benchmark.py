@@ -113,7 +113,7 @@ def read_config(path: str, args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = args.device
     elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if args.weights:
+    if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     if args.number < 1 or min(args.size or [1]) < 1 or (args.threads or 1) < 1:
         raise ConfigError("--number, --size and --threads are at least 1")
@@ -210,7 +210,7 @@ def command_for(path: Path, args: argparse.Namespace, output: str) -> list[str]:
     for module in args.modules:
         command += ["--import", module]
     weights = path.with_name("model_final.pth")
-    if path.name == "config.yaml" and weights.is_file() and not args.weights:
+    if path.name == "config.yaml" and weights.is_file() and args.weights is None:
         command += ["--weights", str(weights)]
     return command + args.opts
 

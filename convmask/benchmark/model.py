@@ -23,6 +23,7 @@ from convmask.benchmark.timing import Spread, StageTimes, time_stages
 from convmask.checkpoint import Checkpointer
 from convmask.config import get_cfg
 from convmask.data.user_modules import import_user_module
+from convmask.demo.model import has_weights
 from convmask.engine.errors import ConfigError, errors_of_config
 from convmask.engine.model_options import compile_parts
 from convmask.inference.stages import STAGES, Stages, stages_of
@@ -158,11 +159,6 @@ def benchmark_config(
         "repeats": repeats,
         "machine": describe_machine(device),
     }
-
-
-def has_weights(cfg: CfgNode) -> bool:
-    """Whether ``MODEL.WEIGHTS`` names those of a whole model: a config for training names a backbone's."""
-    return bool(cfg.MODEL.WEIGHTS) and "://ImageNetPretrained/" not in cfg.MODEL.WEIGHTS
 
 
 def load_model(cfg: CfgNode, options: ModelOptions) -> nn.Module:

@@ -27,6 +27,19 @@ _THRESHOLD_KEYS = (
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
 )
 
+# Where the weights lie that a training begins with: those of a backbone alone.
+_BACKBONES = (
+    "://ImageNetPretrained/",
+    "/detectron2/ImageNetPretrained/",
+    "download.openmmlab.com/pretrain/",
+    "SwinTransformer/storage/",
+)
+
+
+def has_weights(cfg: CfgNode) -> bool:
+    """Whether ``MODEL.WEIGHTS`` names those of a whole model: a config for training names a backbone's."""
+    return bool(cfg.MODEL.WEIGHTS) and not any(place in cfg.MODEL.WEIGHTS for place in _BACKBONES)
+
 
 def demo_config(
     config_file: str, weights: str = "", confidence_threshold: float | None = 0.5, opts: Sequence[str] = ()
@@ -52,8 +65,7 @@ def demo_config(
     if confidence_threshold is not None:
         cfg.merge_from_list([item for key in _THRESHOLD_KEYS for item in (key, float(confidence_threshold))])
     merge_options(cfg, opts)
-    # A config for training names the backbone that it begins with.
-    if not cfg.MODEL.WEIGHTS or "://ImageNetPretrained/" in cfg.MODEL.WEIGHTS:
+    if not has_weights(cfg):
         raise ConfigError(f"the config {config_file} names no weights of a whole model: give --weights FILE")
     register_datasets_of(cfg)
     # A file of one's own trains on sets that this process need not know; the names of the classes are then not known.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from convmask.benchmark import ModelOptions, benchmark_config, check_options, count_config, table_of
 from convmask.benchmark.images import images_of_dataset, images_of_files, in_batches, middle_size, random_images
 from convmask.checkpoint import CheckpointError
+from convmask.demo.model import has_weights
 from convmask.engine import ConfigError
 
 from .networks import narrow_config, noise
@@ -48,6 +50,24 @@ def test_the_record_of_a_config() -> None:
     table = table_of([{"name": "mine", **record}])
     assert "| mine" in table and "| float32, batch 1, eager" in table and "64 x 96 |" in table
     assert "All weights are random" in table and "4 calls on 3 images" in table
+
+
+def test_weights_of_a_backbone_are_told_from_those_of_a_model(repository: Path) -> None:
+    cfg = narrow_config("embed_mask")
+    for weights in ("", "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"):
+        cfg.MODEL.WEIGHTS = weights
+        assert not has_weights(cfg)
+    for weights in ("model.pth", "https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/x/1/model_final_1.pkl"):
+        cfg.MODEL.WEIGHTS = weights
+        assert has_weights(cfg)
+    # whatever the configs of the methods begin with
+    found = set()
+    for path in (repository / "configs").rglob("*.yaml"):
+        found.update(re.findall(r'^  WEIGHTS: "?([^"\n]+)"?$', path.read_text(), re.MULTILINE))
+    assert any("openmmlab" in weights for weights in found) and any("Swin" in weights for weights in found)
+    for weights in found:
+        cfg.MODEL.WEIGHTS = weights
+        assert not has_weights(cfg), weights
 
 
 def test_precision_batch_weights_and_compiled_parts(tmp_path: Path) -> None:

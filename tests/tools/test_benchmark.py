@@ -59,6 +59,17 @@ def test_mistakes_are_one_line_before_work_starts(
     assert message in error and error.count("\n") == 1
 
 
+def test_no_weights_can_be_asked_for(tool: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {DEVICE: cpu, WEIGHTS: model.pth}\nVERSION: 2\n")
+    (tmp_path / "model_final.pth").touch()
+    arguments = ["--config-file", str(path)]
+    assert tool.read_config(str(path), tool.parse_arguments(arguments)).MODEL.WEIGHTS == "model.pth"
+    args = tool.parse_arguments([*arguments, "--weights", ""])
+    assert tool.read_config(str(path), args).MODEL.WEIGHTS == ""
+    assert str(tmp_path / "model_final.pth") not in tool.command_for(path, args, "records.json")
+
+
 def test_every_config_is_checked_before_the_first_is_measured(
     tool: ModuleType, repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
