@@ -2,6 +2,7 @@
 """Says what saved predictions are worth, and what has changed between two runs.
 
     python tools/analyze_results.py output/run --dataset nuclei_val --output output/run/analysis
+    python tools/analyze_results.py output/mine --config-file output/mine/config.yaml --output output/mine/analysis
     python tools/analyze_results.py output/after --baseline output/before --dataset nuclei_val --output output/change
 
 Reads what an evaluation writes into OUTPUT_DIR/inference: coco_instances_results.json, and panoptic_predictions.json
@@ -28,15 +29,19 @@ from rich.text import Text
 import convmask.data  # noqa: F401 (registers the built-in datasets)
 from convmask.analysis import AnalysedDataset, RunAnalysis, SavedResults, analyse, compare
 from convmask.analysis.page import Table, analysis_tables, comparison_tables, image_counts, write_report
+from convmask.data.config_datasets import register_datasets_of
 from convmask.data.user_modules import import_user_module
-from convmask.engine import one_line_errors
+from convmask.engine import ConfigError, load_config, one_line_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="DIR", help="OUTPUT_DIR of a run, or the folder of its predictions")
-    parser.add_argument("--dataset", metavar="NAME", required=True, help="registered dataset that was predicted on")
+    parser.add_argument("--dataset", metavar="NAME", help="registered dataset that was predicted on")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="of the run: registers its datasets; the first of DATASETS.TEST is taken"
+    )
     parser.add_argument("--import", dest="module", metavar="MODULE", help="Python module or file that registers it")
     parser.add_argument("--baseline", metavar="DIR", help="another run on it: what got better and worse since then")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for page, pictures and results.json")
@@ -53,10 +58,28 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--pictures", type=int, default=12, metavar="N", help="of each kind (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     options = parser.parse_args(arguments)
+    if options.dataset is None and options.config_file is None:
+        parser.error("name the dataset that was predicted on: --dataset, or --config-file of the run")
     for name, least in (("quantiles", 1), ("max_detections", 1), ("pictures", 0)):
         if getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}, not at least {least}")
     return options
+
+
+def dataset_name(options: argparse.Namespace) -> str:
+    """Registers the datasets of the config, if one is given; returns the name of the one that was predicted on.
+
+    Raises:
+        ConfigError: the config cannot be read, or has no dataset to test on.
+        DatasetError: a dataset of the config cannot be registered.
+    """
+    if not options.config_file:
+        return str(options.dataset)
+    cfg = load_config(options.config_file)
+    register_datasets_of(cfg)
+    if not (options.dataset or cfg.DATASETS.TEST):
+        raise ConfigError(f"{options.config_file}: DATASETS.TEST is empty; name a --dataset")
+    return str(options.dataset or cfg.DATASETS.TEST[0])
 
 
 def run_names(folders: Sequence[str]) -> list[str]:
@@ -80,7 +103,7 @@ def rich_table(table: Table) -> RichTable:
 def analyse_runs(options: argparse.Namespace, console: Console) -> str:
     """Does what the command line asks for; returns the path of the page."""
     folders = [folder for folder in (options.baseline, options.run) if folder is not None]
-    dataset = AnalysedDataset(options.dataset)
+    dataset = AnalysedDataset(dataset_name(options))
     results = [SavedResults.read(folder, dataset) for folder in folders]
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
 
@@ -107,8 +130,8 @@ def analyse_runs(options: argparse.Namespace, console: Console) -> str:
         tables = [table for change in comparison.values() for table in comparison_tables(change)]
     for table in tables:
         console.print(rich_table(table))
-    for kind, change in (comparison or {}).items():
-        console.print(f"{kind}: {image_counts(change)}", highlight=False)
+    for change in (comparison or {}).values():
+        console.print(f"{change.title}: {image_counts(change)}", highlight=False)
     return page
 
 

@@ -57,7 +57,7 @@ def _text(value: Any) -> str:
 
 def analysis_tables(analysis: KindAnalysis) -> list[Table]:
     """Totals, classes, sizes, and the most frequent confusions."""
-    title = analysis.kind
+    title = analysis.title
     totals = Table(f"{title}: totals", list(analysis.totals), [list(analysis.totals.values())])
     tables = [totals, _of_rows(f"{title}: by class", analysis.by_class)]
     sizes = [{"size": row["name"], "pixels": _pixels(row), **_measures(row)} for row in analysis.by_size]
@@ -97,7 +97,7 @@ def confusion_table(analysis: KindAnalysis) -> Table:
     """The whole matrix."""
     names = analysis.confusion.names
     rows = [[name, *row] for name, row in zip([*names, "(nothing)"], analysis.confusion.counts.tolist(), strict=True)]
-    return Table(f"{analysis.kind}: true class (rows) and predicted class", ["", *names, "(missed)"], rows)
+    return Table(f"{analysis.title}: true class (rows) and predicted class", ["", *names, "(missed)"], rows)
 
 
 def comparison_tables(comparison: KindComparison) -> list[Table]:
@@ -109,7 +109,7 @@ def comparison_tables(comparison: KindComparison) -> list[Table]:
     }
     return [
         Table(
-            f"{comparison.kind}: {title}",
+            f"{comparison.title}: {title}",
             ["", "before", "after", "change"],
             [[change.name, change.before, change.after, change.difference] for change in changes],
             signed=True,
@@ -160,11 +160,12 @@ def write_report(
     title = f"{' and '.join(names)} on {dataset.name}"
     parts = [f"<h1>{html.escape(title)}</h1>"]
     content: dict[str, Any] = {"dataset": dataset.name, "runs": {}}
-    for kind, change in (comparison or {}).items():
-        parts += [f"<h2>{kind}: before and after</h2>", f"<p>{image_counts(change)}.</p>"]
+    for change in (comparison or {}).values():
+        parts += [f"<h2>{change.title}: before and after</h2>", f"<p>{image_counts(change)}.</p>"]
         parts += [_html_table(table) for table in comparison_tables(change)]
     for kind in comparison or runs[-1].kinds:
-        parts.append(f"<h2>{kind}: {'images of the greatest change' if comparison else 'worst images'}</h2>")
+        heading = (comparison or runs[-1].kinds)[kind].title
+        parts.append(f"<h2>{heading}: {'images of the greatest change' if comparison else 'worst images'}</h2>")
         parts.append(f"<p>{html.escape(LEGEND)}</p>")
         parts += _figures(folder, runs, names, kind, comparison, num_pictures, progress)
     for run, name in zip(runs, names, strict=True):

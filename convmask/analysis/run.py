@@ -18,6 +18,8 @@ from convmask.evaluation.panoptic_quality import QualityCounts, SegmentMatches, 
 # COCO's sizes, in pixels.
 COCO_RANGES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
+TITLES = {"segm": "instances (masks)", "bbox": "instances (boxes)", "panoptic_seg": "panoptic"}
+
 Row = dict[str, Any]
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -48,6 +50,7 @@ class KindAnalysis:
     """The results of one kind, "instances" or "panoptic".
 
     Attributes:
+        task: what is measured, as evaluators name it: "segm" or "bbox" for instances, "panoptic_seg".
         measure: the main number of a row: "AP" or "PQ".
         totals: of the whole dataset, in percent.
         by_class: a row for each category: "name", "objects", and measures in percent, NaN without objects.
@@ -58,6 +61,7 @@ class KindAnalysis:
     """
 
     kind: str
+    task: str
     measure: str
     totals: dict[str, float]
     by_class: list[Row]
@@ -65,6 +69,11 @@ class KindAnalysis:
     confusion: Confusion
     images: dict[Hashable, ImageScore]
     threshold: float | None = None
+
+    @property
+    def title(self) -> str:
+        """Kind and task, for readers."""
+        return TITLES[self.task]
 
     def worst_images(self, limit: int) -> list[Hashable]:
         """Image ids in ascending order of quality; of equal ones those with more errors first."""
@@ -76,6 +85,7 @@ class KindAnalysis:
         images = [{"image_id": image, **asdict(score)} for image, score in self.images.items()]
         confusion = {"classes": [*self.confusion.names, None], "counts": self.confusion.counts.tolist()}
         return {
+            "task": self.task,
             "measure": self.measure,
             "score_threshold": self.threshold,
             "totals": without_nan(self.totals),
@@ -169,7 +179,7 @@ def _analyse_instances(
         matches = match_regions(found, truth)
         confusion.add(found, truth, matches)
         images[image_id] = ImageScore.of(matches)
-    return KindAnalysis("instances", "AP", _ap(evaluation), by_class, by_size, confusion, images, threshold)
+    return KindAnalysis("instances", task, "AP", _ap(evaluation), by_class, by_size, confusion, images, threshold)
 
 
 def _ap(evaluation: COCOeval, category: int | None = None, area: int = 0) -> dict[str, float]:
@@ -268,7 +278,7 @@ def _analyse_panoptic(results: SavedResults, quantiles: int, progress: Progress)
         objects = int((chosen & (table.kind != 1)).sum())
         values = {measure: 100 * means[measure] for measure in ("PQ", "SQ", "RQ")}
         by_size.append({"name": name, "low": low, "high": high, "objects": objects, **values})
-    return KindAnalysis("panoptic", "PQ", totals, by_class, by_size, confusion, images)
+    return KindAnalysis("panoptic", "panoptic_seg", "PQ", totals, by_class, by_size, confusion, images)
 
 
 def _panoptic_rows(names: Sequence[str], counts: QualityCounts) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,10 @@ from convmask.evaluation.panoptic_quality import SegmentedImage, check_ids_agree
 from convmask.utils.label_runs import encode_masks
 
 INSTANCES, PANOPTIC = "coco_instances_results.json", "panoptic_predictions.json"
+# Scores and coordinates are smaller; greater numbers overflow in arithmetic, 10**400 even as a float.
+NUMBER_LIMIT = 1e15
+# Segment ids are the three bytes of a pixel.
+ID_LIMIT = 2**24
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,8 @@ def _checked_detection(entry: Any, dataset: AnalysedDataset) -> dict[str, Any]:
         raise DatasetError(f"names the image {image_id!r:.60}, which is not in {dataset.name!r}")
     if not isinstance(category, int) or isinstance(category, bool) or category not in dataset.thing_names:
         raise DatasetError(f"has the category {category!r:.60}, which is no thing of {dataset.name!r}")
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        raise DatasetError(f"has the score {score!r:.60}, which is no finite number")
+    if not _is_number(score):
+        raise DatasetError(f"has the score {score!r:.60}, which is no number below {NUMBER_LIMIT:.0e}")
     checked = {"image_id": image_id, "category_id": category, "score": float(score)}
     if "segmentation" in entry:
         segmentation = entry["segmentation"]
@@ -154,10 +157,16 @@ def _checked_detection(entry: Any, dataset: AnalysedDataset) -> dict[str, Any]:
         except DatasetError as error:
             raise DatasetError(f"has a wrong segmentation: {error}") from error
     box = entry.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) for x in box)
-    if not numbers or not all(math.isfinite(x) for x in box or ()):
-        raise DatasetError(f"has neither a segmentation nor a bbox of four numbers: {box!r:.60}")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise DatasetError(
+            f"has neither a segmentation nor a bbox of four numbers below {NUMBER_LIMIT:.0e}: {box!r:.60}"
+        )
     return {**checked, "bbox": box}
+
+
+def _is_number(value: Any) -> bool:
+    # False for NaN, too
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < NUMBER_LIMIT
 
 
 def _read_panoptic(path: str, dataset: AnalysedDataset) -> dict[Hashable, tuple[str, list[dict[str, Any]]]]:
@@ -178,6 +187,8 @@ def _read_panoptic(path: str, dataset: AnalysedDataset) -> dict[Hashable, tuple[
             ids = [segment.get(key) for key in ("id", "category_id")] if isinstance(segment, dict) else [None]
             if not all(isinstance(value, int) and not isinstance(value, bool) for value in ids):
                 raise DatasetError(f"{where} has a segment without id and category_id: {segment!r:.60}")
+            if not 0 <= ids[0] < ID_LIMIT:
+                raise DatasetError(f"{where} has the segment id {ids[0]!r:.60}, not from 0 to {ID_LIMIT - 1}")
             if ids[1] not in dataset.segment_names:
                 raise DatasetError(f"{where} has the category {ids[1]}, which is not in {dataset.name!r}")
         segments = [{"id": s["id"], "category_id": s["category_id"]} for s in entry["segments_info"]]

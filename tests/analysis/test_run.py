@@ -104,12 +104,41 @@ def test_a_report_of_two_runs(flawed: Path, perfect: Path, dataset: AnalysedData
     assert set(content["runs"]) == {"old", "new"} and content["comparison"]["panoptic"]["measure"] == "PQ"
 
 
-def test_boxes_without_masks(flawed: Path, dataset: AnalysedDataset) -> None:
-    path = flawed / "inference" / "coco_instances_results.json"
+def remove_masks(folder: Path) -> None:
+    path = folder / "inference" / "coco_instances_results.json"
     entries = json.loads(path.read_text())
     for entry in entries:
         del entry["segmentation"]
     path.write_text(json.dumps(entries))
+
+
+def test_masks_are_not_compared_with_boxes(flawed: Path, perfect: Path, dataset: AnalysedDataset) -> None:
+    remove_masks(flawed)
+    boxes, masks = (analysis_of(folder, dataset) for folder in (flawed, perfect))
+    titles = [run.kinds["instances"].title for run in (boxes, masks)]
+    assert titles == ["instances (boxes)", "instances (masks)"]
+    with pytest.raises(
+        DatasetError, match=r"flawed/inference and .*perfect/inference cannot be compared: .* \(boxes\)"
+    ):
+        compare(boxes, masks)
+    # nothing found is the same by either
+    (perfect / "inference" / "coco_instances_results.json").write_text("[]")
+    nothing = analysis_of(perfect, dataset)
+    for change in (compare(boxes, nothing), compare(nothing, boxes)):
+        assert change["instances"].title == "instances (boxes)"
+        assert change["instances"].as_json()["task"] == "bbox"
+
+
+@pytest.mark.parametrize("box", [[0, 0, 5, 10**400], [0, 0, 5, float("inf")], [float("nan"), 0, 5, 5], [0, 0, True, 5]])
+def test_boxes_that_are_no_numbers_are_named(flawed: Path, dataset: AnalysedDataset, box: Any) -> None:
+    remove_masks(flawed)
+    change_detection(flawed, bbox=box)
+    with pytest.raises(DatasetError, match="entry 1 has neither a segmentation nor a bbox of four numbers"):
+        SavedResults.read(str(flawed), dataset)
+
+
+def test_boxes_without_masks(flawed: Path, dataset: AnalysedDataset) -> None:
+    remove_masks(flawed)
     analysis = analysis_of(flawed, dataset, score_threshold=0.5).kinds["instances"]
     assert analysis.confusion.counts.tolist() == [[2, 0, 1], [1, 0, 0], [0, 1, 0]]
 
@@ -128,6 +157,7 @@ def change_detection(folder: Path, **values: Any) -> None:
         ({"image_id": [1]}, r"entry 1 names the image \[1\]"),
         ({"category_id": 11}, r"entry 1 has the category 11, which is no thing"),
         ({"score": float("nan")}, r"entry 1 has the score nan"),
+        ({"score": 10**400}, r"entry 1 has the score 1000.*, which is no number below 1e\+15"),
         ({"score": "high"}, r"entry 1 has the score 'high'"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, r"entry 1 has a segmentation that is no run-length code"),
         ({"segmentation": {"size": [40, 60], "counts": "zz"}}, r"entry 1 has a wrong segmentation"),
@@ -155,6 +185,8 @@ def test_files_that_hold_no_detections(flawed: Path, dataset: AnalysedDataset, c
         (lambda a: a[1].update(image_id=9), r"entry 1 of annotations names the image 9"),
         (lambda a: a[1].update(file_name="../2.png"), r"entry 1 of annotations has the file_name '\.\./2\.png'"),
         (lambda a: a[1].update(segments_info=[{"id": 1}]), r"entry 1 of annotations has a segment without"),
+        (lambda a: a[1]["segments_info"][0].update(id=10**30), r"entry 1 of annotations has the segment id 1000"),
+        (lambda a: a[1]["segments_info"][0].update(id=-1), r"entry 1 of annotations has the segment id -1"),
         (lambda a: a[1]["segments_info"][0].update(category_id=5), r"entry 1 of annotations has the category 5"),
     ],
 )

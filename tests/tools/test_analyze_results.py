@@ -7,9 +7,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from convmask.analysis import AnalysedDataset
+from convmask.data.panoptic import register_panoptic
 from convmask.evaluation.panoptic_dump import PanopticDump
+
+from .own_data import write_own_data
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,8 @@ def test_one_run_and_two(tool: ModuleType, few_images: str, tmp_path: Path, caps
     for title in (
         "panoptic: totals",
         "panoptic: by class",
-        "instances: by size",
-        "instances: what became of each class",
+        "instances (masks): by size",
+        "instances (masks): what became of each class",
     ):
         assert title in printed
     assert "100.0" in printed
@@ -63,8 +67,37 @@ def test_one_run_and_two(tool: ModuleType, few_images: str, tmp_path: Path, caps
     assert len(list((tmp_path / "report" / "pictures").iterdir())) == 2
     assert tool.main([str(after / "inference"), "--baseline", str(before), *common]) == 0
     printed = capsys.readouterr().out
-    assert "instances: 1 of 4 images got better, 0 worse" in printed
+    assert "instances (masks): 1 of 4 images got better, 0 worse" in printed
     assert "panoptic: 0 of 4 images got better, 0 worse" in printed
+
+
+def test_the_config_of_a_run_registers_its_datasets(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_own_data(tmp_path / "data", images=3)
+    files = [str(tmp_path / "data" / name) for name in ("images", "panoptic.json", "panoptic")]
+    names = ["of_the_test", "of_the_config"]
+    config = tmp_path / "config.yaml"
+    content = {"REGISTER": [[names[1], "panoptic", *files]], "TEST": [names[1]]}
+    config.write_text(json.dumps({"DATASETS": content}))
+    register_panoptic(names[0], *files)
+    try:
+        run = write_run(tmp_path / "run", names[0])
+        common = [str(run), "--config-file", str(config), "--output", str(tmp_path / "report"), "--pictures", "0"]
+        assert tool.main(common) == 0
+        assert json.loads((tmp_path / "report" / "results.json").read_text())["dataset"] == names[1]
+        assert tool.main([*common, "--dataset", names[0]]) == 0
+        assert json.loads((tmp_path / "report" / "results.json").read_text())["dataset"] == names[0]
+    finally:
+        for name in set(names) & set(DatasetCatalog.list()):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    config.write_text("DATASETS: {TEST: []}")
+    for given, code, message in ((common, 1, "DATASETS.TEST is empty"), ([str(run), "--output", "o"], 2, "--dataset")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            tool.main(given)
+        assert ended.value.code == code and message in capsys.readouterr().err
 
 
 def test_errors_are_one_line(tool: ModuleType, few_images: str, tmp_path: Path, capsys: Any) -> None:
