@@ -4,9 +4,9 @@
     python tools/export.py --config-file output/fcis/config.yaml --weights output/fcis/model_final.pth \\
         --output exported --dynamic
 
-Post-processing is inside as far as docs/export.md says; model.json beside the files describes input, outputs and
-classes. Every file is checked: the table says how far its outputs are from what the model itself predicts, on images of
-several sizes. Exit code 1 where they differ by more than rounding.
+Post-processing is inside as far as docs/export.md says; model.json, or model_HxW.json, beside the files describes
+input, outputs and classes. Every file is checked: the table says how far its outputs are from what the model itself
+predicts, on images of several sizes. Exit code 1 where they differ by more than rounding.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def run(options: argparse.Namespace) -> int:
     formats = FORMATS if options.format == "both" else (options.format,)
     check_requirements(formats, running=options.check > 0)
     cfg = demo_config(options.config_file, options.weights, None, ["MODEL.DEVICE", "cpu", *options.opts])
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: switch it off to export")
     sizes = sizes_of(options, cfg)
     images = image_files(cfg, options.check, options.images) if options.check else []
     folder = Path(options.output)

@@ -90,6 +90,7 @@ def test_wrong_outputs_are_shown_and_end_with_exit_code_1(
         (["--size", "16", "64"], "--size 16 64: sides must be at least 32"),
         (["--dynamic", "--size", "64", "64", "--size", "64", "96"], "--dynamic makes one file for all sizes"),
         (["--images", "nowhere.png"], "no file nowhere.png"),
+        (["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED: switch it off to export"),
         (["--check", "-1"], "--check -1 is less than 0"),
     ],
 )
