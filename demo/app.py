@@ -7,7 +7,7 @@
 Without --model, every folder of output/ that holds config.yaml and model_final.pth. The page is served on this machine
 alone, loads nothing from elsewhere, and models are read without executing anything in their files.
 
-Needs Gradio: pip install 'convmask[viewer]'.
+Needs Gradio: pip install --no-build-isolation -e '.[viewer]'.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from detectron2.utils.logger import setup_logger
 
 from convmask.demo.local_page import LocalPage
 from convmask.demo.models import Models, Session, find_models, model_files
-from convmask.demo.uploads import UploadLimits, read_upload
+from convmask.demo.uploads import UploadLimits, read_upload, reduced
 from convmask.demo.view import figure_html, gallery_html, legend, picture, rows, summary, table_html
 from convmask.engine import ConfigError, one_line_errors
 from convmask.engine.errors import user_errors
@@ -41,7 +41,11 @@ except ImportError:
 
 logger = logging.getLogger("convmask.viewer")
 
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# As requests name them. Some versions of Starlette cut the port off at the first colon: "[" is then all that is left of
+# an address of IPv6, and no site can have that name.
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]", "[")
+LEAST_SIDE = 32
 STYLE = (Path(__file__).parent / "app.css").read_text()
 # Of Gradio: no statistics, no record of runs in the browser, and none of the variables that would share the page.
 SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "GRADIO_SHARE": "False"}
@@ -63,7 +67,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--browser", action="store_true", help="open the page")
     add("--debug", action="store_true", help="show the traceback of every error")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="changes to all configs")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.side < LEAST_SIDE:
+        parser.error(f"--side {args.side} is less than {LEAST_SIDE}")
+    if args.keep < 1:
+        parser.error(f"--keep {args.keep} is less than 1")
+    if args.port is not None and not 1 <= args.port <= 65535:
+        parser.error(f"--port {args.port} is not between 1 and 65535")
+    for name in ("max_megabytes", "max_megapixels"):
+        # nan is not between them either
+        if not 0.001 <= getattr(args, name) <= 1e6:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} is not between 0.001 and a million")
+    args.host = args.host.lower().removeprefix("[").removesuffix("]")
+    return args
 
 
 class Card:
@@ -225,7 +241,8 @@ class Page:
         session.results.clear()
         session.image = None
         try:
-            session.image, label = read()
+            image, label = read()
+            session.image = reduced(image, self.limits.side)
             session.problem = ""
         except user_errors() as error:
             session.problem = f"**{error}**"
@@ -326,10 +343,11 @@ def serve(page: Page, args: argparse.Namespace, *, wait: bool = True) -> str:
     middleware = [Middleware(LocalPage)]
     if args.host in LOOPBACK:
         # a site elsewhere whose name leads to this machine gets nothing
-        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
+        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_NAMES)))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = page.blocks.queue(default_concurrency_limit=4, max_size=32, api_open=False).launch(
-        server_name=args.host,
+        # as in the address of a page
+        server_name=f"[{args.host}]" if ":" in args.host else args.host,
         server_port=args.port,
         inbrowser=args.browser,
         share=False,
@@ -359,7 +377,7 @@ def build(args: argparse.Namespace) -> Page:
         ConfigError: no model, a wrong config, or Gradio is not installed.
     """
     if gr is None:
-        raise ConfigError("the viewer needs Gradio: pip install 'convmask[viewer]'")
+        raise ConfigError("the viewer needs Gradio: pip install --no-build-isolation -e '.[viewer]'")
     files = [model_files(text) for text in args.model] or find_models(args.output)
     if not files:
         raise ConfigError(
@@ -367,7 +385,8 @@ def build(args: argparse.Namespace) -> Page:
             "in four minutes; or name one with --model"
         )
     limits = UploadLimits(int(args.max_megabytes * 2**20), int(args.max_megapixels * 1e6), args.side)
-    return Page(Models(files, args.keep, args.opts), limits)
+    # what was found and not asked for does not keep others from being shown
+    return Page(Models(files, args.keep, args.opts, skip_wrong=not args.model), limits)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

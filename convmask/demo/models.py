@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -19,9 +20,11 @@ from convmask.data.errors import DatasetError
 from convmask.data.images import read_image
 from convmask.demo.methods import Threshold, inner_pictures_of, thresholds_of
 from convmask.demo.model import demo_config
-from convmask.engine.errors import ConfigError
+from convmask.engine.errors import ConfigError, user_errors
 from convmask.engine.predictor import Predictor
 from convmask.visualization.segments import Segment, instance_segments, panoptic_segments, semantic_segments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,25 +132,38 @@ class Models:
     One of them runs at a time: a second caller waits.
     """
 
-    def __init__(self, files: Sequence[ModelFiles], capacity: int = 5, opts: Sequence[str] = ()) -> None:
-        """Reads the configs; no weights yet.
+    def __init__(
+        self, files: Sequence[ModelFiles], capacity: int = 5, opts: Sequence[str] = (), skip_wrong: bool = False
+    ) -> None:
+        """Reads the configs; no weights yet. Test-time augmentation is off: it has no inner pictures or thresholds.
 
         Args:
             files: of the models; two of one name are told apart by a number.
             capacity: models in memory.
             opts: ``KEY VALUE ...``, merged into every config.
+            skip_wrong: warn of a wrong config and go on without its model, as long as one is left.
 
         Raises:
-            ConfigError: a wrong config.
+            ConfigError: a wrong config; where those are skipped, none is right.
         """
         self.infos: dict[str, ModelInfo] = {}
+        wrong: Exception | None = None
         for one in files:
-            cfg = demo_config(one.config_file, one.weights, None, opts)
+            try:
+                cfg = demo_config(one.config_file, one.weights, None, [*opts, "TEST.AUG.ENABLED", "False"])
+            except user_errors() as error:
+                if not skip_wrong:
+                    raise
+                logger.warning("without the model %s (%s): %s", one.name, one.config_file, error)
+                wrong = error
+                continue
             name, number = one.name, 1
             while name in self.infos:
                 number += 1
                 name = f"{one.name} ({number})"
             self.infos[name] = ModelInfo(one, cfg, [(x, x.read(cfg)) for x in thresholds_of(cfg)])
+        if wrong and not self.infos:
+            raise wrong
         self._capacity = max(1, capacity)
         self._built: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()

@@ -24,7 +24,7 @@ class UploadLimits:
     Attributes:
         bytes: size of a file.
         pixels: of an image, read from its header before anything is decoded.
-        side: larger images are reduced so that their longer side has so many pixels.
+        side: what :func:`reduced` leaves of the longer side, of a data set's images too.
     """
 
     bytes: int = 20 * 2**20
@@ -41,7 +41,7 @@ def read_upload(path: str | Path, name: str, limits: UploadLimits) -> np.ndarray
         limits: see :class:`UploadLimits`.
 
     Returns:
-        (H, W, 3) uint8 BGR, no side longer than ``limits.side``.
+        (H, W, 3) uint8 BGR, in its own size.
 
     Raises:
         DatasetError: the file is larger, has more pixels, is of another format, or cannot be read.
@@ -55,13 +55,17 @@ def read_upload(path: str | Path, name: str, limits: UploadLimits) -> np.ndarray
             f"{name} has {width} x {height} pixels; at most {limits.pixels / 1e6:g} million are decoded: reduce it"
         )
     try:
-        image = read_image(str(path), "BGR")
+        return read_image(str(path), "BGR")
     except DatasetError as error:
         raise DatasetError(str(error).replace(repr(str(path)), repr(name))) from error
+
+
+def reduced(image: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W, 3) uint8 in the same proportions, its longer side ``side`` pixels at most."""
     longest = max(image.shape[:2])
-    if longest <= limits.side:
+    if longest <= side:
         return image
-    scale = limits.side / longest
+    scale = side / longest
     smaller = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return np.ascontiguousarray(cv2.resize(image, smaller, interpolation=cv2.INTER_AREA))
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from convmask.data.errors import DatasetError
-from convmask.demo.uploads import UploadLimits, read_upload
+from convmask.demo.uploads import UploadLimits, read_upload, reduced
 
 LIMITS = UploadLimits(bytes=200_000, pixels=1_000_000, side=100)
 
@@ -34,10 +34,11 @@ def test_an_image_is_read_and_reduced(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "photo.png"
     Image.new("RGB", (300, 150), (10, 200, 30)).convert(mode).save(path)
     image = read_upload(path, "photo.png", LIMITS)
+    assert image.shape == (150, 300, 3) and reduced(image, 300) is image
+    image = reduced(image, LIMITS.side)
     assert image.shape == (50, 100, 3) and image.dtype == np.uint8
     if mode == "RGB":
         assert image[0, 0].tolist() == [30, 200, 10]
-    assert read_upload(path, "photo.png", UploadLimits()).shape == (150, 300, 3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(2000, 1000), (100_000, 100_000)])

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances
 
 from convmask.checkpoint import CheckpointError
 from convmask.demo.local_page import POLICY, LocalPage
-from convmask.demo.models import Models, Result, find_models, model_files
+from convmask.demo.models import Models, Result, Session, find_models, model_files
 from convmask.demo.view import confident, figure_html, gallery_html, legend, picture, rows, summary, table_html
 from convmask.engine import ConfigError
 from convmask.visualization.segments import Segment, instance_segments
@@ -106,6 +106,85 @@ def test_a_yaml_that_would_execute_code_is_refused(model_folder: Path, tmp_path:
     assert not marker.exists()
 
 
+def test_augmentation_is_off(model_folder: Path) -> None:
+    models = Models([model_files(str(model_folder))], opts=["TEST.AUG.ENABLED", "True"])
+    assert not models.infos["model"].cfg.TEST.AUG.ENABLED
+
+
+def test_a_wrong_config_that_was_found_is_skipped(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "model_final.pth").touch()
+    (wrong / "config.yaml").write_text("NO_SUCH_KEY: 1\n")
+    with caplog.at_level("WARNING", logger="convmask.demo.models"):
+        assert list(Models(find_models(tmp_path), skip_wrong=True).infos) == ["model"]
+    assert "without the model wrong" in caplog.text
+    for options in ({}, {"skip_wrong": True}):
+        with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+            Models([model_files(str(wrong))], **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--side", "0"), ("--side", "-5"), ("--keep", "0"), ("--port", "0"), ("--port", "70000")),
+        *(("--max-megabytes", "0"), ("--max-megabytes", "nan")),
+        *(("--max-megapixels", "-1"), ("--max-megapixels", "inf")),
+    ],
+)
+def test_limits_are_checked(
+    script: Callable[[str], ModuleType], option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        script("app").parse_arguments([option, value])
+    assert stop.value.code == 2
+    assert f"{option} {value}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]"])
+def test_other_names_of_this_machine_are_refused(script: Callable[[str], ModuleType], host: str) -> None:
+    pytest.importorskip("gradio", reason="the optional package gradio is not installed")
+
+    class Blocks:
+        options: dict[str, Any]
+
+        def queue(self, **_: Any) -> Blocks:
+            return self
+
+        def launch(self, **options: Any) -> tuple[None, str, None]:
+            self.options = options
+            return None, "address", None
+
+    app, blocks = script("app"), Blocks()
+    page = SimpleNamespace(blocks=blocks, limits=SimpleNamespace(bytes=1))
+    app.serve(page, app.parse_arguments(["--host", host]), wait=False)
+    # IPv6 as in an address of the browser
+    assert blocks.options["server_name"] == ("[::1]" if ":" in host else host)
+    reached: list[bytes] = []
+
+    async def end(scope: Any, *_: Any) -> None:
+        reached.append(dict(scope["headers"])[b"host"])
+
+    async def send(_: Any) -> None:
+        pass
+
+    first = blocks.options["app_kwargs"]["middleware"][0]
+    for name in (b"127.0.0.1:7860", b"localhost:7860", b"[::1]:7860", b"evil.example:7860"):
+        asyncio.run(first.cls(end, **first.kwargs)({"type": "http", "headers": [(b"host", name)]}, None, send))
+    assert reached == [b"127.0.0.1:7860", b"localhost:7860", b"[::1]:7860"]
+
+
+def test_images_of_data_sets_are_reduced_too(script: Callable[[str], ModuleType], model_folder: Path) -> None:
+    pytest.importorskip("gradio", reason="the optional package gradio is not installed")
+    app = script("app")
+    page = app.build(app.parse_arguments(["--model", str(model_folder), "--side", "32"]))
+    session = Session()
+    page.take_example(session, 0.5, ["model"])
+    assert session.image is not None and max(session.image.shape) == 32
+
+
 def test_a_threshold_leaves_stuff_and_drops_objects() -> None:
     assert [x.name for x in confident(RESULT.regions or [], 0.5)] == ["cat", "sky"]
     assert summary(RESULT, 0.5) == "1 object, 2 regions, 12 ms"
@@ -181,4 +260,4 @@ def test_without_gradio_its_installation_is_told(
     monkeypatch.setattr(app, "gr", None)
     with pytest.raises(SystemExit):
         app.main([])
-    assert "pip install 'convmask[viewer]'" in capsys.readouterr().err
+    assert "pip install --no-build-isolation -e '.[viewer]'" in capsys.readouterr().err
