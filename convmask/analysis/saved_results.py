@@ -184,7 +184,9 @@ def _read_panoptic(path: str, dataset: AnalysedDataset) -> dict[Hashable, tuple[
         if not isinstance(name, str) or os.path.basename(name) != name or not name:
             raise DatasetError(f"{where} has the file_name {name!r:.60}, which is no plain name")
         for segment in entry["segments_info"]:
-            ids = [segment.get(key) for key in ("id", "category_id")] if isinstance(segment, dict) else [None]
+            ids: list[Any] = (
+                [segment.get(key) for key in ("id", "category_id")] if isinstance(segment, dict) else [None]
+            )
             if not all(isinstance(value, int) and not isinstance(value, bool) for value in ids):
                 raise DatasetError(f"{where} has a segment without id and category_id: {segment!r:.60}")
             if not 0 <= ids[0] < ID_LIMIT:
