@@ -53,14 +53,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--quantiles", type=int, default=4, metavar="N", help="parts by size (default: %(default)s)")
     parser.add_argument(
-        "--max-detections", type=int, default=100, metavar="N", help="of an image, for AP (default: %(default)s)"
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="of an image, for AP (default: TEST.AP_MAX_DETECTIONS of --config-file, else 100)",
     )
     parser.add_argument("--pictures", type=int, default=12, metavar="N", help="of each kind (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     options = parser.parse_args(arguments)
     if options.dataset is None and options.config_file is None:
         parser.error("name the dataset that was predicted on: --dataset, or --config-file of the run")
-    for name, least in (("quantiles", 1), ("max_detections", 1), ("pictures", 0)):
+    if options.max_detections is not None and options.max_detections < 1:
+        parser.error(f"--max-detections {options.max_detections} is less than 1")
+    for name, least in (("quantiles", 1), ("pictures", 0)):
         if getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}, not at least {least}")
     return options
@@ -76,6 +81,7 @@ def dataset_name(options: argparse.Namespace) -> str:
     if not options.config_file:
         return str(options.dataset)
     cfg = load_config(options.config_file)
+    options.max_detections = options.max_detections or cfg.TEST.AP_MAX_DETECTIONS
     register_datasets_of(cfg)
     if not (options.dataset or cfg.DATASETS.TEST):
         raise ConfigError(f"{options.config_file}: DATASETS.TEST is empty; name a --dataset")
@@ -115,7 +121,7 @@ def analyse_runs(options: argparse.Namespace, console: Console) -> str:
                 result,
                 score_threshold=options.score_threshold,
                 quantiles=options.quantiles,
-                max_detections=options.max_detections,
+                max_detections=options.max_detections or 100,
                 progress=progress,
             )
             for result in results
