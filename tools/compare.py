@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
@@ -127,13 +128,17 @@ def write(names: Sequence[str], settings: Settings, output: Path, page: Path, no
         settings=settings.as_json(),
         rows=rows,
         command=command_of(settings),
-        machine=sorted({in_a_line(row.measured["benchmark"]["machine"]) for row in rows}),
+        machine=sorted({_on_its_day(row.measured["benchmark"]["machine"]) for row in rows}),
         notes=[*explanations(rows), *notes],
         inputs=inputs,
         examples=sorted(int(path.stem.removesuffix("_image")) for path in inputs.glob("*_image.webp")),
     )
     for path in write_pages(comparison, page):
         print(path)
+
+
+def _on_its_day(machine: dict[str, Any]) -> str:
+    return in_a_line({**machine, "time": str(machine["time"]).partition("T")[0]})
 
 
 def command_of(settings: Settings) -> str:
