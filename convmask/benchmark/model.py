@@ -129,6 +129,8 @@ def benchmark_config(
     options = options or ModelOptions()
     device = cfg.MODEL.DEVICE
     check_options(options, device)
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: what is measured is one view; set it to False")
     if repeats < 1 or warmup < 0:
         raise ConfigError(f"{repeats} repeats after {warmup} to warm up: at least 1 and 0 are needed")
     images = list(images or random_images(cfg))

@@ -50,6 +50,8 @@ def test_compiled_parts_predict_the_same_at_every_size(name: str) -> None:
     torch._dynamo.reset()
     batches = [noise((64, 96)), noise((96, 64), (64, 64)), noise((128, 96))]
     model = narrow_model(name)
+    # K-Net's matrix products are put together in another order.
+    tolerance = 1e-4 if name.startswith("knet") else 0.0
     with running(ModelOptions(), "cpu"):
         expected = [model(batch) for batch in batches]
         assert "backbone" in compile_dense_parts(model, "eager", fullgraph=True)
@@ -57,11 +59,11 @@ def test_compiled_parts_predict_the_same_at_every_size(name: str) -> None:
             for found, output in zip(model(batch), wanted, strict=True):
                 assert found.keys() == output.keys()
                 for key in {"sem_seg", "panoptic_seg"} & found.keys():
-                    assert_equal(found[key], output[key])
+                    assert_equal(found[key], output[key], tolerance)
                 if "instances" in found:
                     fields = (x["instances"].get_fields() for x in (found, output))
                     ours, theirs = ({k: getattr(v, "tensor", v) for k, v in f.items()} for f in fields)
-                    assert_equal(ours, theirs)
+                    assert_equal(ours, theirs, tolerance)
 
 
 @pytest.mark.slow

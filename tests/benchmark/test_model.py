@@ -113,6 +113,12 @@ def test_repeats_have_to_be_some() -> None:
         benchmark_config(narrow_config("embed_mask"), repeats=0)
 
 
+def test_several_views_are_not_measured() -> None:
+    cfg = narrow_config("embed_mask", "TEST.AUG.ENABLED", "True")
+    with pytest.raises(ConfigError, match=r"TEST\.AUG\.ENABLED"):
+        benchmark_config(cfg)
+
+
 def test_images_from_files_are_resized_as_in_tests(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
