@@ -43,3 +43,6 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_preprocess_types = False
+
+# Of some signatures Sphinx takes nested generic types apart at their commas, and finds no class of that name.
+nitpick_ignore_regex = [("py:class", r"collections\.abc\.\w+\[.*")]
