@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from torch import nn
 
 from convmask.checkpoint import Checkpointer, load_file
@@ -77,3 +77,53 @@ def check_way_back(convert_checkpoint: Callable[[list[str]], int], tmp_path: Pat
             assert value.dtype == expected[name].dtype and torch.equal(value, expected[name]), name
 
     return check
+
+
+@pytest.fixture
+def draw_inputs() -> Callable[..., list[dict[str, Any]]]:
+    """``draw_inputs(objects=(2, 0))``: training input of one image for each number of objects, rectangles of 5 classes.
+
+    ``sides``: the least side of an object, and how much may be added, in pixels. ``semantic_classes``: of a semantic
+    map, if there is to be one. ``boxes``: whether the objects have them.
+    """
+
+    def draw(
+        objects: tuple[int, ...] = (2, 3),
+        size: tuple[int, int] = (64, 80),
+        *,
+        sides: tuple[int, int] = (8, 30),
+        boxes: bool = True,
+        semantic_classes: int | None = None,
+    ) -> list[dict[str, Any]]:
+        generator = torch.Generator().manual_seed(7)
+        return [_draw_input(count, size, sides, boxes, semantic_classes, generator) for count in objects]
+
+    return draw
+
+
+def _draw_input(
+    count: int,
+    size: tuple[int, int],
+    sides: tuple[int, int],
+    boxes: bool,
+    semantic_classes: int | None,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    height, width = size
+    corners = torch.rand(count, 2, generator=generator) * torch.tensor([width - 40.0, height - 40.0])
+    extents = sides[0] + torch.rand(count, 2, generator=generator) * sides[1]
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for mask, (x, y), (w, h) in zip(masks, corners.int().tolist(), extents.int().tolist(), strict=True):
+        mask[y : y + h, x : x + w] = True
+    instances = Instances(size, gt_masks=BitMasks(masks))
+    if boxes:
+        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+    instances.gt_classes = torch.randint(0, 5, (count,), generator=generator)
+    result: dict[str, Any] = {"instances": instances}
+    if semantic_classes is not None:
+        sem_seg = torch.randint(0, semantic_classes, (4, 5), generator=generator)
+        sem_seg = sem_seg.repeat_interleave(height // 4, 0).repeat_interleave(width // 5, 1)
+        sem_seg[:5] = 255
+        result["sem_seg"] = sem_seg
+    result["image"] = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    return {**result, "height": height + 6, "width": width - 9, "file_name": "random.png"}

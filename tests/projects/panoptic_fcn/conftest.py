@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from detectron2.config import CfgNode
-from detectron2.structures import BitMasks, Instances
 
 from convmask.config import get_cfg
 
@@ -41,34 +40,6 @@ def small_cfg(repository: Path) -> Callable[..., CfgNode]:
 
 
 @pytest.fixture
-def random_inputs() -> Callable[..., list[dict[str, Any]]]:
+def random_inputs(draw_inputs: Callable[..., list[dict[str, Any]]]) -> Callable[..., list[dict[str, Any]]]:
     """``random_inputs(objects=(2, 0))``: training input of one image for each number of objects."""
-
-    def make(objects: tuple[int, ...] = (2, 3), size: tuple[int, int] = (64, 80)) -> list[dict[str, Any]]:
-        generator = torch.Generator().manual_seed(7)
-        height, width = size
-        batch = []
-        for count in objects:
-            corners = torch.rand(count, 2, generator=generator) * torch.tensor([width - 40.0, height - 40.0])
-            sides = 8 + torch.rand(count, 2, generator=generator) * 30
-            masks = torch.zeros(count, height, width, dtype=torch.bool)
-            for mask, (x, y), (w, h) in zip(masks, corners.int().tolist(), sides.int().tolist(), strict=True):
-                mask[y : y + h, x : x + w] = True
-            instances = Instances(size, gt_masks=BitMasks(masks), gt_boxes=BitMasks(masks).get_bounding_boxes())
-            instances.gt_classes = torch.randint(0, 5, (count,), generator=generator)
-            sem_seg = torch.randint(0, 4, (4, 5), generator=generator)
-            sem_seg = sem_seg.repeat_interleave(height // 4, 0).repeat_interleave(width // 5, 1)
-            sem_seg[:5] = 255
-            batch.append(
-                {
-                    "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator),
-                    "instances": instances,
-                    "sem_seg": sem_seg,
-                    "height": height + 6,
-                    "width": width - 9,
-                    "file_name": "random.png",
-                }
-            )
-        return batch
-
-    return make
+    return partial(draw_inputs, semantic_classes=4)
