@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,17 +12,9 @@ from convmask.engine import Trainer, load_config, prepare
 
 
 @pytest.fixture(scope="session")
-def script(repository: Path) -> Callable[[str], ModuleType]:
+def script(load_script: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
     """``script("demo")`` imports ``demo/demo.py``."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"convmask_script_{name}", repository / "demo" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return lambda name: load_script(f"demo/{name}.py")
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,12 +16,9 @@ from convmask.checkpoint import Checkpointer, load_file
 
 
 @pytest.fixture(scope="session")
-def convert_checkpoint(repository: Path) -> Callable[[list[str]], int]:
+def convert_checkpoint(load_script: Callable[[str], ModuleType]) -> Callable[[list[str]], int]:
     """``main`` of tools/convert_checkpoint.py."""
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", repository / "tools" / "convert_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("tools/convert_checkpoint.py").main
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

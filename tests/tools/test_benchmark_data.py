@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
 
 @pytest.fixture
-def tool(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_data", repository / "tools" / "benchmark_data.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tools/benchmark_data.py")
 
 
 def test_it_times_images_and_steps(

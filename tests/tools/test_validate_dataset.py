@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -8,11 +7,8 @@ from PIL import Image
 
 
 @pytest.fixture
-def main(repository):
-    spec = importlib.util.spec_from_file_location("validate_dataset", repository / "tools" / "validate_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def main(load_script):
+    return load_script("tools/validate_dataset.py").main
 
 
 @pytest.fixture
